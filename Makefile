@@ -1,0 +1,50 @@
+# The only truth about how things are run; .ci/run calls the same targets.
+# Needs Python 3.11 or newer, make and a package index; everything else goes into virtual environments of its own.
+PYTHON ?= python3
+VENV := .venv
+BACKENDS_VENV := .venv-backends
+RUN := TF_CPP_MIN_LOG_LEVEL=3 $(VENV)/bin/python
+
+.PHONY: help demo test test-slow test-backends lint types format bench results clean
+
+help:  ## Say what there is
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
+
+demo: $(VENV)/ready  ## Mark, release and prove a model on 5,000 real digits (one minute)
+	rm -rf runs/demo
+	$(RUN) -m scripts.train_mnist_mlp --dataset=mnist5k --output_dir=runs/demo
+
+test: $(VENV)/ready  ## The fast tests, doctests and line coverage
+	$(RUN) -m pytest -m "not slow" -n 2 --dist=loadscope --cov --cov-report=term
+
+test-slow: $(VENV)/ready  ## Real training on the full data
+	$(RUN) -m pytest -m slow tests
+
+test-backends: $(BACKENDS_VENV)/ready  ## The core on JAX and on PyTorch, without TensorFlow
+	KERAS_BACKEND=jax $(BACKENDS_VENV)/bin/python -m pytest -m any_backend tests
+	KERAS_BACKEND=torch $(BACKENDS_VENV)/bin/python -m pytest -m any_backend tests
+
+lint: $(VENV)/ready  ## Style and format
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+types: $(VENV)/ready  ## Types of the package
+	$(VENV)/bin/mypy
+
+format: $(VENV)/ready  ## Put the code into its format
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+bench: $(VENV)/ready  ## What marking costs in time, against plain training (20 minutes, on an idle machine)
+	$(RUN) -m benchmarks.overhead
+
+results: $(VENV)/ready  ## Write the README tables from the recorded results
+	$(RUN) -m benchmarks.tables
+
+clean:  ## Remove environments, caches and runs
+	rm -rf $(VENV) $(BACKENDS_VENV) runs .mypy_cache .pytest_cache .ruff_cache .coverage .hypothesis
+
+%/ready: requirements.txt requirements-backends.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $(if $(filter $(BACKENDS_VENV),$(@D)),requirements-backends.txt,requirements.txt)
+	touch $@

@@ -1,0 +1,75 @@
+"""What the tests share: small keys, data and models, and one seed for all of them."""
+
+import os
+
+# Before TensorFlow starts: its start-up messages would bury a failure.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+import pytest
+
+import deepsigns_tf as ds
+
+NUM_CLASSES = 4
+NUM_FEATURES = 16
+NUM_UNITS = 128
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seed():
+    keras.utils.set_random_seed(0)
+
+
+@pytest.fixture
+def blobs():
+    """256 rows of 16 features in 4 well separated classes."""
+    random = np.random.default_rng(0)
+    centres = random.normal(size=(NUM_CLASSES, NUM_FEATURES))
+    labels = np.arange(256) % NUM_CLASSES
+    return (centres[labels] + 0.3 * random.normal(size=(256, NUM_FEATURES))).astype("float32"), labels
+
+
+@pytest.fixture
+def owner_key(blobs):
+    """128 bits in 4 classes of one carrier, with key inputs."""
+    key = ds.OwnerKey.generate("ACME Vision", [ds.Carrier("features", range(NUM_CLASSES), 32)])
+    return key.with_key_inputs(*blobs, num_per_class=16)
+
+
+@pytest.fixture
+def build_mlp():
+    """A function that builds 16-128-4, functional, with any regularizer on the hidden layer and any model class."""
+
+    def build(activity_regularizer=None, model_class=keras.Model):
+        inputs = keras.Input((NUM_FEATURES,))
+        x = keras.layers.Dense(NUM_UNITS, activation="relu", activity_regularizer=activity_regularizer, name="hidden")(
+            inputs
+        )
+        return model_class(inputs, keras.layers.Dense(NUM_CLASSES, name="logits")(x))
+
+    return build
+
+
+@pytest.fixture
+def compile_model():
+    """A function that compiles a classifier over logits, Adam at 1e-2 by default."""
+
+    def compile_(model, optimizer=None, **kwargs):
+        kwargs = {
+            "loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            "metrics": ["accuracy"],
+        } | kwargs
+        model.compile(optimizer or keras.optimizers.Adam(1e-2), **kwargs)
+        return model
+
+    return compile_
+
+
+@pytest.fixture
+def marked_model(blobs, owner_key, build_mlp, compile_model):
+    """A functional model that carries the mark of `owner_key`, trained to bit error rate 0."""
+    regularizer = ds.SignatureRegularizer(owner_key, "features")
+    model = compile_model(build_mlp(regularizer, ds.WatermarkedModel))
+    model.fit(*blobs, batch_size=64, epochs=10, verbose=0)
+    return model

@@ -1,0 +1,198 @@
+"""Which way imports point: a module of the package imports only from rows above its own."""
+
+import ast
+import dataclasses
+import pathlib
+import sys
+import tomllib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+PACKAGE = "deepsigns_tf"
+
+# From the foundation up.
+ROWS = [
+    {"derivation", "statistics", "files", "keras_internals"},
+    {"activations", "losses", "label_scope", "perturbations"},
+    {"owner_key"},
+    {"regularizers"},
+    {"watermarked_model"},
+    {"verification"},
+    {"release", "callbacks"},
+    {"__init__"},
+]
+ROW_OF = {module: row for row, modules in enumerate(ROWS) for module in modules}
+
+
+@dataclasses.dataclass(frozen=True)
+class Import:
+    """One imported name: `from a.b import c` has the module `a.b` and the name `c`, `import a.b` has no name."""
+
+    line: int
+    module: str
+    name: str | None
+    in_function: bool
+
+    @property
+    def top(self):
+        return self.module.split(".")[0]
+
+    def is_inside(self, package):
+        """Whether a module, or a name in one, lies in a package (`keras.src`, say)."""
+        full = self.module if self.name is None else f"{self.module}.{self.name}"
+        return full == package or full.startswith(package + ".")
+
+    @property
+    def package_module(self):
+        """The module of the package that this imports from; `__init__` for a name of the package itself."""
+        if self.top != PACKAGE:
+            return None
+        if self.module != PACKAGE:
+            return self.module.removeprefix(PACKAGE + ".")
+        return self.name if self.name in ROW_OF else "__init__"
+
+
+def imports_of(source, package=PACKAGE):
+    """Every import in the source of a module that lies directly in `package`, wherever it stands."""
+    found = []
+
+    def walk(node, in_function):
+        if isinstance(node, ast.Import):
+            found.extend(Import(node.lineno, alias.name, None, in_function) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level <= 1, "a module directly in a package has nothing above it"
+            parts = [package] if node.level else []
+            module = ".".join(parts + ([node.module] if node.module else []))
+            found.extend(Import(node.lineno, module, alias.name, in_function) for alias in node.names)
+        in_function = in_function or isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+        for child in ast.iter_child_nodes(node):
+            walk(child, in_function)
+
+    walk(ast.parse(source), False)
+    return found
+
+
+def imports_not_from_above(module, source):
+    """The lines of a module that import from its own row or from below, or a module without a row."""
+    return [
+        (each.line, each.package_module)
+        for each in imports_of(source)
+        if each.package_module is not None and ROW_OF.get(each.package_module, len(ROWS)) >= ROW_OF[module]
+    ]
+
+
+def sources_in(folder):
+    """Name of each module below a folder, dotted -> its source."""
+    base = ROOT / folder
+    return {
+        ".".join(path.relative_to(base).with_suffix("").parts): path.read_text(encoding="utf-8")
+        for path in sorted(base.rglob("*.py"))
+    }
+
+
+SOURCES = sources_in(PACKAGE)
+
+
+def test_every_module_has_a_row_and_every_row_its_modules():
+    assert set(SOURCES) == set(ROW_OF)
+    assert len(ROW_OF) == sum(len(modules) for modules in ROWS)
+
+
+@pytest.mark.parametrize("module", SOURCES)
+def test_module_imports_only_from_rows_above_its_own(module):
+    assert imports_not_from_above(module, SOURCES[module]) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("import deepsigns_tf.release", "release"),
+        ("import numpy, deepsigns_tf.release as r", "release"),
+        ("from deepsigns_tf import release", "release"),
+        ("from deepsigns_tf.release import release", "release"),
+        ("from . import release", "release"),
+        ("from .release import release", "release"),
+        ("from deepsigns_tf.watermarked_model import WatermarkedModel", "watermarked_model"),
+        ("from deepsigns_tf.verification import verify", "verification"),
+        ("from deepsigns_tf import OwnerKey", "__init__"),
+        ("import deepsigns_tf as ds", "__init__"),
+        ("from deepsigns_tf.unheard_of import thing", "unheard_of"),
+        ("from deepsigns_tf.attacks.pruning import prune", "attacks.pruning"),
+        ("def f():\n    from deepsigns_tf import release", "release"),
+        ("class C:\n    def f(self):\n        import deepsigns_tf.release", "release"),
+        ("if TYPE_CHECKING:\n    from deepsigns_tf.release import release", "release"),
+        ("try:\n    pass\nexcept E:\n    from deepsigns_tf.release import release", "release"),
+    ],
+)
+def test_the_walker_sees_an_import_that_points_up(source, expected):
+    """Seen from the row of `watermarked_model`: its own row, those below, and modules that have none."""
+    lines = "import numpy as np\nfrom deepsigns_tf.owner_key import OwnerKey\n" + source
+    ((line, module),) = imports_not_from_above("watermarked_model", lines)
+    assert (line, module) == (len(lines.splitlines()), expected)
+
+
+def test_the_walker_lets_imports_from_above_pass():
+    source = "import keras\nfrom deepsigns_tf import losses, regularizers\nfrom .owner_key import OwnerKey\n"
+    assert imports_not_from_above("watermarked_model", source) == []
+
+
+def test_the_walker_tells_module_level_from_inside_a_function():
+    source = (
+        "import a\nif True:\n    import b\nclass C:\n    import c\n    def f(self):\n        import d\n"
+        "async def g():\n    import e\n"
+    )
+    found = {each.module: each.in_function for each in imports_of(source)}
+    assert found == {"a": False, "b": False, "c": False, "d": True, "e": True}
+
+
+def test_the_walker_knows_what_lies_inside_a_package():
+    source = "from keras.src.models import model\nfrom keras import src\nimport keras.src\nfrom keras import srcs\n"
+    assert [each.is_inside("keras.src") for each in imports_of(source)] == [True, True, True, False]
+
+
+def test_package_never_imports_the_folders_around_it():
+    outside = {"models", "scripts", "benchmarks", "tests"}
+    assert {each.top for source in SOURCES.values() for each in imports_of(source)}.isdisjoint(outside)
+
+
+def test_package_imports_only_what_it_declares():
+    """TensorFlow is an extra; everything else must be a dependency."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {requirement.split(">")[0] for requirement in project["dependencies"]}
+    imported = {each.top for source in SOURCES.values() for each in imports_of(source)}
+    assert imported - sys.stdlib_module_names == declared | {PACKAGE, "tensorflow"}
+
+
+def test_tensorflow_is_imported_in_one_place_inside_a_function():
+    """So that the package can be imported where TensorFlow is not installed."""
+    found = {
+        (module, each.in_function)
+        for module, source in SOURCES.items()
+        for each in imports_of(source)
+        if each.top == "tensorflow"
+    }
+    assert found == {("activations", True)}
+
+
+def test_private_parts_of_keras_are_imported_in_one_place():
+    found = {module for module, source in SOURCES.items() for each in imports_of(source) if each.is_inside("keras.src")}
+    assert found == {"keras_internals"}
+
+
+def test_derivation_needs_numpy_and_the_standard_library_only():
+    assert {each.top for each in imports_of(SOURCES["derivation"])} - sys.stdlib_module_names == {"numpy"}
+
+
+@pytest.mark.parametrize(("module", "source"), sources_in("models").items())
+def test_models_import_only_keras(module, source):
+    assert {each.top for each in imports_of(source, "models")} - sys.stdlib_module_names <= {"keras"}
+
+
+def test_there_are_models_to_look_at():
+    assert len(sources_in("models")) > 1
+
+
+def test_no_module_is_named_after_nothing():
+    names = {part for module in SOURCES for part in module.split(".")}
+    assert names.isdisjoint({"utils", "common", "helpers", "models"})
