@@ -1,0 +1,578 @@
+"""The owner's secret: a seed, the public parameters of the mark, and the key inputs, in one file.
+
+Projection, signature and the choice of key inputs are derived from the seed, never chosen, so nothing can be fitted to
+a model afterwards. Source: DeepSigns, section 3 (owner's key = projection matrix, signature, key inputs).
+"""
+
+import dataclasses
+import functools
+import hashlib
+import io
+import json
+import math
+import os
+import pathlib
+import secrets
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, NoReturn
+
+import numpy as np
+
+from deepsigns_tf.activations import Inputs, Pooling
+from deepsigns_tf.derivation import derive_balanced_signs, derive_bits, derive_bytes, derive_choice, derive_normals
+from deepsigns_tf.files import write_atomically
+from deepsigns_tf.statistics import DecisionRule
+
+# Part of every derivation: a later scheme cannot produce this one's bits.
+SCHEME_VERSION = 1
+
+_FORMAT_VERSION = 1
+_MAGIC = b"deepsigns_tf owner key\n"
+_NUM_SEED_BYTES = 32
+_MIN_BITS = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Carrier:
+    """A role for a layer to play: which classes and how many bits its activation means carry.
+
+    Args:
+        name: What the owner calls it; becomes part of metric names.
+        classes: Class labels >= 0 that carry bits, each once. -1 is kept for rows to ignore.
+        bits_per_class: N, bits in the mean of each class.
+        pooling: `"mean"` over pixels or time steps, or `"flatten"`. Without effect on a Dense layer.
+        projection: `"balanced"`, keyed columns of as many +1 as -1, or `"gaussian"`, the paper's.
+
+    Raises:
+        ValueError: If an argument is out of range or a class stands twice.
+
+    Example:
+
+    >>> Carrier("features", classes=range(10), bits_per_class=64).num_bits
+    640
+    """
+
+    name: str
+    classes: Sequence[int]
+    bits_per_class: int
+    pooling: Pooling = "mean"
+    projection: Literal["balanced", "gaussian"] = "balanced"
+
+    def __post_init__(self) -> None:
+        values = list(self.classes)
+        if not isinstance(self.name, str) or not self.name or "/" in self.name:
+            raise ValueError(
+                f"Invalid value for argument `name`. Expected a non-empty string without '/'. Received: name={self.name!r}"
+            )
+        if not values or any(not _is_integer(value) or value < 0 for value in values):
+            raise ValueError(
+                "Invalid value for argument `classes`. Expected at least one class label, each an integer >= 0. "
+                f"Received: classes={values}"
+            )
+        if len(set(values)) != len(values):
+            raise ValueError(
+                f"Invalid value for argument `classes`. Expected each class once. Received: classes={values}"
+            )
+        if not _is_integer(self.bits_per_class) or self.bits_per_class < 1:
+            raise ValueError(
+                "Invalid value for argument `bits_per_class`. Expected an integer >= 1. "
+                f"Received: bits_per_class={self.bits_per_class!r}"
+            )
+        if self.pooling not in ("mean", "flatten"):
+            raise ValueError(
+                'Invalid value for argument `pooling`. Expected "mean" or "flatten". '
+                f"Received: pooling={self.pooling!r}"
+            )
+        if self.projection not in ("balanced", "gaussian"):
+            raise ValueError(
+                'Invalid value for argument `projection`. Expected "balanced" or "gaussian". '
+                f"Received: projection={self.projection!r}"
+            )
+        object.__setattr__(self, "classes", tuple(int(value) for value in values))
+        object.__setattr__(self, "bits_per_class", int(self.bits_per_class))
+
+    @property
+    def num_bits(self) -> int:
+        """Bits over all classes, s N."""
+        return len(self.classes) * self.bits_per_class
+
+    def check_num_units(self, num_units: int) -> None:
+        """Refuses a layer too narrow for the bits.
+
+        Args:
+            num_units: M, features of the layer after pooling.
+
+        Raises:
+            ValueError: If N >= M: the bits then fix the mean altogether. Above M/2 it warns.
+
+        Example:
+
+        >>> Carrier("features", [0], 64).check_num_units(512)
+        """
+        if self.bits_per_class >= num_units:
+            raise ValueError(
+                f"Carrier {self.name!r} asks for too many bits per class. Expected fewer bits than the layer has features, "
+                f"better at most half as many. Received: bits_per_class={self.bits_per_class}, num_units={num_units}"
+            )
+        if 2 * self.bits_per_class > num_units:
+            warnings.warn(
+                f"Carrier {self.name!r} puts {self.bits_per_class} bits per class into {num_units} features; above half "
+                "as many bits as features a mark gets hard to embed and to keep.",
+                stacklevel=2,
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The public parameters as JSON-ready values."""
+        return dataclasses.asdict(self) | {"classes": list(self.classes)}
+
+
+@dataclasses.dataclass(frozen=True)
+class CarrierLayer:
+    """Which layer of the released model plays a carrier's role.
+
+    Args:
+        carrier: Name of the carrier.
+        path: Path of the layer, as `named_layers` gives it.
+        num_units: M, its features after pooling.
+    """
+
+    carrier: str
+    path: str
+    num_units: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.carrier, str) or not isinstance(self.path, str) or not _is_integer(self.num_units):
+            raise ValueError(
+                "A carrier layer is malformed. Expected two strings and an integer. "
+                f"Received: carrier={self.carrier!r}, path={self.path!r}, num_units={self.num_units!r}"
+            )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class KeyInputs:
+    """The examples with which the mark is read.
+
+    Args:
+        inputs: Array `(K, ...)` or dict of such arrays.
+        labels: `(K,)` int64 carrier labels.
+
+    Raises:
+        ValueError: If the arrays are empty, of different length, of a type that cannot be stored, or not finite.
+    """
+
+    inputs: Inputs = dataclasses.field(repr=False)
+    labels: np.ndarray = dataclasses.field(repr=False)
+
+    def __post_init__(self) -> None:
+        inputs = _as_inputs(self.inputs, "inputs")
+        if isinstance(inputs, Mapping):
+            frozen: Inputs = {name: _frozen(array) for name, array in inputs.items()}
+        else:
+            frozen = _frozen(inputs)
+        object.__setattr__(self, "inputs", frozen)
+        object.__setattr__(self, "labels", _frozen(_as_labels(self.labels, self.num_examples)))
+
+    @property
+    def num_examples(self) -> int:
+        """K, the number of key inputs."""
+        return len(next(iter(self.arrays.values())))
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The arrays by name, sorted; a single array has the empty name."""
+        if isinstance(self.inputs, Mapping):
+            return dict(sorted(self.inputs.items()))
+        return {"": self.inputs}
+
+    def digest(self) -> str:
+        """SHA-256 over names, types, shapes and contents, in hexadecimal."""
+        digest = hashlib.sha256()
+        for name, array in [*self.arrays.items(), ("labels", self.labels)]:
+            array = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+            header = json.dumps([name, array.dtype.str, array.shape])
+            digest.update(len(header).to_bytes(8, "big") + header.encode() + array.tobytes())
+        return digest.hexdigest()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class OwnerKey:
+    """The secret bundle with which an owner embeds, extracts and proves a mark.
+
+    Make one with `OwnerKey.generate`, give it key inputs before training, publish its `commitment()`.
+
+    Args:
+        owner: Who owns the model.
+        carriers: The layers' roles, at least one, names unique.
+        decision: When a reading counts as proof.
+        seed: 32 secret bytes; never shown by `repr`, errors or configs.
+        key_inputs: Examples to read the mark with, fixed before training.
+        layers: Which layer of the released model plays which role; `release` fills it in.
+
+    Raises:
+        ValueError: If a part is missing or contradicts another. Warns below 64 bits in all.
+
+    Example:
+
+    >>> key = OwnerKey.generate("ACME Vision", [Carrier("features", range(10), 64)])
+    >>> key.signature("features").shape, key.projection("features", 512).shape
+    ((10, 64), (512, 64))
+    """
+
+    owner: str
+    carriers: tuple[Carrier, ...]
+    decision: DecisionRule
+    seed: bytes = dataclasses.field(repr=False)
+    key_inputs: KeyInputs | None = dataclasses.field(default=None, repr=False)
+    layers: tuple[CarrierLayer, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "carriers", tuple(self.carriers))
+        object.__setattr__(self, "layers", tuple(self.layers))
+        if not isinstance(self.owner, str) or not self.owner:
+            raise ValueError(
+                f"Invalid value for argument `owner`. Expected a non-empty string. Received: owner={self.owner!r}"
+            )
+        names = [carrier.name for carrier in self.carriers]
+        if not names or len(set(names)) != len(names):
+            raise ValueError(
+                "Invalid value for argument `carriers`. Expected at least one carrier, each with a name of its own. "
+                f"Received: names={names}"
+            )
+        if not isinstance(self.seed, bytes) or len(self.seed) != _NUM_SEED_BYTES:
+            raise ValueError(
+                f"The seed of an owner key is malformed. Expected {_NUM_SEED_BYTES} bytes from the operating system. "
+                "Received: something else, not shown here"
+            )
+        if self.layers and sorted(layer.carrier for layer in self.layers) != sorted(names):
+            raise ValueError(
+                "The layers do not fit the carriers. Expected one layer for each carrier. "
+                f"Received: carriers={names}, layers for {[layer.carrier for layer in self.layers]}"
+            )
+
+    @classmethod
+    def generate(cls, owner: str, carriers: Iterable[Carrier], decision: DecisionRule = DecisionRule()) -> "OwnerKey":
+        """A new key with 32 bytes from the operating system's generator.
+
+        Args:
+            owner: Who owns the model.
+            carriers: The layers' roles.
+            decision: When a reading counts as proof; part of the commitment.
+
+        Returns:
+            The key, without key inputs yet.
+
+        Raises:
+            ValueError: If an argument is out of range. Warns below 64 bits in all.
+        """
+        key = cls(owner, tuple(carriers), decision, secrets.token_bytes(_NUM_SEED_BYTES))
+        if key.num_bits < _MIN_BITS:
+            warnings.warn(
+                f"This mark has {key.num_bits} bits in all; even a perfect match has p = 2^-{key.num_bits} "
+                f"(10^-{key.num_bits * math.log10(2):.1f}). Use at least {_MIN_BITS}, better 256.",
+                stacklevel=2,
+            )
+        return key
+
+    @property
+    def num_bits(self) -> int:
+        """Bits over all carriers."""
+        return sum(carrier.num_bits for carrier in self.carriers)
+
+    def carrier(self, name: str) -> Carrier:
+        """The carrier of that name.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        for carrier in self.carriers:
+            if carrier.name == name:
+                return carrier
+        raise ValueError(
+            f"This key has no such carrier. Expected one of {[carrier.name for carrier in self.carriers]}. "
+            f"Received: carrier={name!r}"
+        )
+
+    def signature(self, carrier: str) -> np.ndarray:
+        """The bits that a carrier's classes hold, a message of its own for each class.
+
+        Args:
+            carrier: Name of the carrier.
+
+        Returns:
+            `(s, N)` uint8 array of 0 and 1.
+        """
+        c = self.carrier(carrier)
+        domain = self._domain("signature", c, len(c.classes), c.bits_per_class)
+        return derive_bits(self.seed, domain, c.num_bits).reshape(len(c.classes), c.bits_per_class)
+
+    def projection(self, carrier: str, num_units: int) -> np.ndarray:
+        """The matrix A that turns a class mean into logits.
+
+        Args:
+            carrier: Name of the carrier.
+            num_units: M, features of the layer after pooling.
+
+        Returns:
+            `(M, N)` float32 array: zero-sum columns of -1 and +1, or standard normal entries, as the carrier says.
+
+        Raises:
+            ValueError: If the layer is too narrow for the bits.
+        """
+        c = self.carrier(carrier)
+        c.check_num_units(num_units)
+        domain = self._domain("projection", c, num_units, c.bits_per_class)
+        if c.projection == "balanced":
+            return derive_balanced_signs(self.seed, domain, num_units, c.bits_per_class).astype(np.float32)
+        normals = derive_normals(self.seed, domain, num_units * c.bits_per_class)
+        return normals.reshape(num_units, c.bits_per_class).astype(np.float32)
+
+    def with_key_inputs(self, x: Inputs, carrier_labels: np.ndarray, num_per_class: int = 64) -> "OwnerKey":
+        """Lets the seed pick the examples with which the mark will be read. Do this before training.
+
+        Key inputs chosen afterwards are a free parameter with which any model can be made to match; that is why they
+        can be set once only and stand in the commitment.
+
+        Args:
+            x: Training examples: images, token sequences, any array `(n, ...)`, or a dict of such arrays.
+            carrier_labels: `(n,)` integer labels, -1 for rows to ignore.
+            num_per_class: Key inputs of each carrier class.
+
+        Returns:
+            A new key that holds the key inputs.
+
+        Raises:
+            ValueError: If the key has key inputs already, an array is not finite, or a class has too few examples.
+
+        Example:
+
+        >>> key = OwnerKey.generate("ACME Vision", [Carrier("features", [0, 1], 64)])
+        >>> x, y = np.random.rand(100, 8), np.arange(100) % 2
+        >>> key.with_key_inputs(x, y, num_per_class=16).key_inputs.num_examples
+        32
+        """
+        if self.key_inputs is not None:
+            raise ValueError(
+                "This key has its key inputs already. Expected to choose them once, before training; generate a new key to "
+                f"choose others. Received: a key with {self.key_inputs.num_examples} key inputs"
+            )
+        if not _is_integer(num_per_class) or num_per_class < 1:
+            raise ValueError(
+                "Invalid value for argument `num_per_class`. Expected an integer >= 1. "
+                f"Received: num_per_class={num_per_class!r}"
+            )
+        inputs = _as_inputs(x, "x")
+        arrays = inputs if isinstance(inputs, Mapping) else {"": inputs}
+        labels = _as_labels(carrier_labels, len(next(iter(arrays.values()))))
+        chosen = []
+        for label in sorted({label for carrier in self.carriers for label in carrier.classes}):
+            rows = np.flatnonzero(labels == label)
+            if len(rows) < num_per_class:
+                raise ValueError(
+                    f"Class {label} has too few examples to choose key inputs from. Expected at least "
+                    f"num_per_class={num_per_class}. Received: {len(rows)}"
+                )
+            domain = ("key inputs", self.owner, SCHEME_VERSION, label, len(rows), num_per_class)
+            chosen.append(rows[derive_choice(self.seed, domain, len(rows), num_per_class)])
+        order = np.concatenate(chosen)
+        picked = {name: array[order] for name, array in arrays.items()}
+        key_inputs = KeyInputs(picked if isinstance(inputs, Mapping) else picked[""], labels[order])
+        return dataclasses.replace(self, key_inputs=key_inputs)
+
+    def with_layers(self, layers: Iterable[CarrierLayer]) -> "OwnerKey":
+        """The same key, with the layers that play its carriers' roles. `release` calls this.
+
+        Args:
+            layers: One layer for each carrier.
+
+        Returns:
+            A new key with the same commitment.
+        """
+        return dataclasses.replace(self, layers=tuple(layers))
+
+    def commitment(self) -> str:
+        """A hash to publish or time-stamp before training; it reveals nothing and cannot be met by another key.
+
+        It covers the seed, owner, scheme version, carriers, decision rule and the digest of the key inputs. The layers
+        that `release` adds are not covered, so it stays the same; until they are committed too they count as searched.
+
+        Returns:
+            64 hexadecimal digits, SHA-256.
+
+        Raises:
+            ValueError: If the key has no key inputs yet.
+        """
+        if self.key_inputs is None:
+            raise ValueError(
+                "This key cannot be committed to yet. Expected key inputs, set by `with_key_inputs` before training. "
+                "Received: a key without key inputs"
+            )
+        statement = self._public_parameters() | {"key_inputs": self.key_inputs.digest()}
+        canonical = json.dumps(statement, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(derive_bytes(self.seed, ("commitment", SCHEME_VERSION, canonical), 32)).hexdigest()
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """32 public hexadecimal digits by which a checkpoint knows its key again."""
+        return derive_bytes(self.seed, ("fingerprint", self.owner, SCHEME_VERSION), 16).hex()
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the key to one file that only its owner may read (mode 0600).
+
+        Args:
+            path: Where to; an existing file is replaced as a whole.
+
+        Raises:
+            OSError: If the folder cannot be written.
+
+        Example:
+
+        >>> import tempfile
+        >>> path = pathlib.Path(tempfile.mkdtemp(), "owner.key")
+        >>> key = OwnerKey.generate("ACME Vision", [Carrier("features", range(10), 64)])
+        >>> key.save(path)
+        >>> OwnerKey.load(path).fingerprint == key.fingerprint
+        True
+        """
+        header = self._public_parameters() | {"layers": [dataclasses.asdict(layer) for layer in self.layers]}
+        arrays: dict[str, np.ndarray] = {
+            "header": np.frombuffer(json.dumps(header, sort_keys=True).encode(), np.uint8),
+            "seed": np.frombuffer(self.seed, np.uint8),
+        }
+        if self.key_inputs is not None:
+            arrays["labels"] = self.key_inputs.labels
+            for name, array in self.key_inputs.arrays.items():
+                arrays[f"input:{name}" if isinstance(self.key_inputs.inputs, Mapping) else "input"] = array
+        payload = io.BytesIO()
+        np.savez_compressed(payload, **arrays)  # type: ignore[arg-type]
+        data = _FORMAT_VERSION.to_bytes(4, "big") + payload.getvalue()
+        write_atomically(path, _MAGIC + hashlib.sha256(data).digest() + data, mode=0o600)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "OwnerKey":
+        """Reads a key that `save` wrote. Nothing in the file is executed.
+
+        Args:
+            path: The file.
+
+        Returns:
+            The key.
+
+        Raises:
+            ValueError: If the file is foreign, truncated, altered or of a newer version.
+            OSError: If it cannot be opened.
+        """
+        content = pathlib.Path(path).read_bytes()
+        if not content.startswith(_MAGIC):
+            raise _unreadable(path, "it does not begin like one")
+        digest, data = content[len(_MAGIC) : len(_MAGIC) + 32], content[len(_MAGIC) + 32 :]
+        if hashlib.sha256(data).digest() != digest:
+            raise _unreadable(path, "its content does not match its digest: it was truncated or altered")
+        version = int.from_bytes(data[:4], "big")
+        if version != _FORMAT_VERSION:
+            raise _unreadable(path, f"it has format version {version}, this release reads {_FORMAT_VERSION}")
+        try:
+            with np.load(io.BytesIO(data[4:]), allow_pickle=False) as archive:
+                arrays = {name: archive[name] for name in archive.files}
+            header = json.loads(arrays.pop("header").tobytes())
+            seed = arrays.pop("seed").tobytes()
+            labels = arrays.pop("labels", None)
+            named = {name.removeprefix("input:"): array for name, array in arrays.items() if name.startswith("input:")}
+            inputs: Inputs | None = named or arrays.get("input")
+            if header["scheme_version"] != SCHEME_VERSION or (labels is None) != (inputs is None):
+                raise ValueError("another scheme, or key inputs without labels")
+            if len(arrays) != max(len(named), inputs is not None):
+                raise ValueError("unknown arrays")
+            return cls(
+                owner=header["owner"],
+                carriers=tuple(Carrier(**carrier) for carrier in header["carriers"]),
+                decision=DecisionRule(**header["decision"]),
+                seed=seed,
+                key_inputs=None if inputs is None or labels is None else KeyInputs(inputs, labels),
+                layers=tuple(CarrierLayer(**layer) for layer in header["layers"]),
+            )
+        except Exception as error:  # NumPy and zipfile have no closed list of what a made-up payload raises.
+            raise _unreadable(path, f"its content is malformed ({type(error).__name__})") from error
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "An owner key cannot be pickled. Expected `OwnerKey.save`, the one place that a seed is written to. "
+            "Received: a request to pickle"
+        )
+
+    def __copy__(self) -> "OwnerKey":
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "OwnerKey":
+        return self
+
+    def _public_parameters(self) -> dict[str, Any]:
+        return {
+            "scheme_version": SCHEME_VERSION,
+            "owner": self.owner,
+            "carriers": [carrier.to_dict() for carrier in self.carriers],
+            "decision": self.decision.to_dict(),
+        }
+
+    def _domain(self, purpose: str, carrier: Carrier, *sizes: int) -> tuple[str | int, ...]:
+        return (purpose, self.owner, SCHEME_VERSION, carrier.name, *sizes)
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def _unreadable(path: str | os.PathLike[str], why: str) -> ValueError:
+    return ValueError(
+        f"This file is not a readable owner key: {why}. Expected a whole, unaltered file written by `OwnerKey.save`. "
+        f"Received: {os.fspath(path)}"
+    )
+
+
+def _as_inputs(x: Inputs, argument: str) -> Inputs:
+    if isinstance(x, Mapping):
+        arrays = {str(name): _as_array(array, argument) for name, array in x.items()}
+        if len(arrays) != len(x) or len({len(array) for array in arrays.values()}) != 1:
+            raise ValueError(
+                f"Invalid value for argument `{argument}`. Expected a dict of arrays with one row per example each. "
+                f"Received: shapes { {name: array.shape for name, array in arrays.items()} }"
+            )
+        return arrays
+    if isinstance(x, (list, tuple)) and any(getattr(part, "ndim", 0) > 0 for part in x):
+        raise ValueError(
+            f"Invalid value for argument `{argument}`. Expected one array or a dict of arrays by input name. "
+            f"Received: a {type(x).__name__} of arrays"
+        )
+    return _as_array(x, argument)
+
+
+def _as_array(x: Any, argument: str) -> np.ndarray:
+    array = np.asarray(x)
+    if array.ndim == 0 or len(array) == 0 or array.dtype.kind not in "biuf":
+        raise ValueError(
+            f"Invalid value for argument `{argument}`. Expected a non-empty array of numbers, one row per example. "
+            f"Received: shape {array.shape}, dtype {array.dtype}"
+        )
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise ValueError(
+            f"Invalid value for argument `{argument}`. Expected finite numbers. "
+            f"Received: {np.count_nonzero(~np.isfinite(array))} values that are not finite"
+        )
+    return array
+
+
+def _as_labels(labels: Any, num_examples: int) -> np.ndarray:
+    array = np.asarray(labels)
+    numbers = array.shape == (num_examples,) and array.dtype.kind in "biuf" and bool(np.isfinite(array).all())
+    if not numbers or not (array == np.floor(array)).all() or (np.abs(array.astype(np.float64)) >= 2.0**63).any():
+        raise ValueError(
+            f"Invalid carrier labels. Expected {num_examples} integers, one per example, -1 for rows to ignore. "
+            f"Received: shape {array.shape}, dtype {array.dtype}"
+        )
+    return array.astype(np.int64)
+
+
+def _frozen(array: np.ndarray) -> np.ndarray:
+    copy = array.copy()
+    copy.flags.writeable = False
+    return copy
