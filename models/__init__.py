@@ -1,0 +1,1 @@
+"""Example networks: functions that build Keras models and import nothing but Keras."""

@@ -1,0 +1,1 @@
+"""Programs: absl flags, read once into a frozen config, passed to a function that never reads flags."""

@@ -1,0 +1,51 @@
+"""What a recorded result says about how it came about."""
+
+import datetime
+import json
+import os
+import pathlib
+import platform
+from typing import Any
+
+import keras
+import numpy as np
+
+from deepsigns_tf.files import write_atomically
+
+
+def circumstances(command: str) -> dict[str, Any]:
+    """Command, date, hardware and versions, the first entries of every recorded result.
+
+    Args:
+        command: What a reader types to get the result again.
+
+    Returns:
+        JSON-ready values.
+    """
+    return {
+        "command": command,
+        "date": datetime.date.today().isoformat(),
+        "hardware": f"{os.cpu_count()} cores, {_processor()}",
+        "versions": {
+            "python": platform.python_version(),
+            "keras": keras.__version__,
+            "backend": f"{keras.backend.backend()} {_backend_version()}",
+            "numpy": np.__version__,
+        },
+    }
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Writes a result as a whole or not at all."""
+    write_atomically(path, json.dumps(value, indent=2).encode() + b"\n")
+
+
+def _processor() -> str:
+    for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines() if os.path.exists("/proc/cpuinfo") else []:
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _backend_version() -> str:
+    return str(__import__(keras.backend.backend()).__version__)

@@ -1,0 +1,85 @@
+"""Says whether a model file carries an owner's mark.
+
+    python -m scripts.verify --model=runs/mnist/marked.keras --owner_key=runs/mnist/owner.key
+
+Exit status: 0 marked, 1 not marked, 2 everything else (bad flags, unreadable files, no reading, a crash).
+"""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+
+from absl import app, flags
+
+from scripts.configs import config_from_flags, define_flags, option
+
+MARKED, NOT_MARKED, NO_VERDICT = 0, 1, 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to verify."""
+
+    model: str = option(dataclasses.MISSING, "The suspect, a `.keras` file that you trust enough to load.")
+    owner_key: str = option(dataclasses.MISSING, "The claimant's key, as written after the release.")
+    commitment: str | None = option(
+        None, "The commitment that the claimant published before training, from a dated source of your own."
+    )
+    verdict: str | None = option(None, "Where to write the verdict as JSON.")
+
+
+def run(config: Config) -> int:
+    """Prints the verdict.
+
+    Args:
+        config: What to verify.
+
+    Returns:
+        0 if marked, 1 if not.
+
+    Raises:
+        ValueError: If a file is unreadable or there is nothing to read.
+    """
+    # Here rather than above: bad flags are told at once, not after the seconds that TensorFlow needs to start.
+    import keras
+
+    import deepsigns_tf as ds
+    from deepsigns_tf.files import write_atomically
+
+    owner_key = ds.OwnerKey.load(config.owner_key)
+    model = keras.models.load_model(config.model, compile=False, safe_mode=True)
+    verdict = ds.verify(model, owner_key, commitment=config.commitment)
+    print(verdict.summary())
+    if config.verdict:
+        write_atomically(config.verdict, json.dumps(verdict.to_dict(), indent=2).encode() + b"\n")
+    return MARKED if verdict.marked else NOT_MARKED
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs inside `app.run`, which would end with status 1 on an exception; here 1 means "not marked"."""
+    del argv
+    try:
+        return run(config_from_flags(Config))
+    except Exception as error:  # Whatever went wrong, it is not a verdict.
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return NO_VERDICT
+
+
+def _parse_flags(argv: Sequence[str]) -> list[str]:
+    try:
+        surplus = flags.FLAGS(argv)[1:]
+        # absl would end with status 0, "marked", on its own flag that only checks the others.
+        if not surplus and not flags.FLAGS.only_check_args:
+            return list(argv[:1])
+        print(f"Nothing was verified. Received: {surplus or '--only_check_args'}", file=sys.stderr)
+    except flags.Error as error:
+        app.usage(shorthelp=True, detailed_error=error, exitcode=NO_VERDICT)
+    except SystemExit:  # --help
+        pass
+    sys.exit(NO_VERDICT)
+
+
+if __name__ == "__main__":
+    define_flags(Config)
+    app.run(main, flags_parser=_parse_flags)
