@@ -1,0 +1,1 @@
+"""Recorded measurements: each program writes one small JSON file into results/."""

@@ -1,0 +1,133 @@
+"""Are the p-values true? 10,000 keys are read from 20 unmarked models, once, with seeds fixed beforehand.
+
+    python -m benchmarks.calibration         # results/calibration.json
+
+One key's readings of 20 models depend on each other, so the key is the unit of the interval: the share of models that a
+key accepts is averaged over keys, and its spread over keys gives the standard error.
+"""
+
+import concurrent.futures
+import dataclasses
+import math
+import multiprocessing
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import scipy.stats
+from absl import app
+from tqdm import tqdm
+
+from deepsigns_tf.derivation import derive_bytes
+from deepsigns_tf.owner_key import Carrier, OwnerKey
+from deepsigns_tf.statistics import DecisionRule, binomial_log10_tail
+from deepsigns_tf.verification import SignatureReader
+from scripts.configs import config_from_flags, define_flags, option
+
+# Fixed before the first run.
+KEY_SEED = b"deepsigns_tf calibration of 2026-11-24"
+MODEL_SEEDS = range(1000, 1020)
+LEVELS = (1e-2, 1e-3)
+
+NUM_CLASSES, BITS_PER_CLASS, NUM_UNITS, NUM_PER_CLASS = 10, 64, 512, 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """How much to measure."""
+
+    output: str = option("results/calibration.json", "Where the result goes.")
+    data_dir: str | None = option(None, "TFDS folder; its default one if not given.")
+    num_keys: int = option(10_000, "Keys.", minimum=2)
+    epochs: int = option(2, "Passes over the training set for each unmarked model.", minimum=1)
+    num_workers: int = option(2, "Processes.", minimum=1)
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Trains the models, reads them with all keys and compares rates of acceptance with what the tests promise."""
+    from scripts.datasets import load_mnist
+    from scripts.records import circumstances, write_json
+
+    data = load_mnist("mnist", config.data_dir)
+    activations = np.stack([_activations(seed, data, config.epochs) for seed in tqdm(MODEL_SEEDS, desc="models")])
+    chunks = np.array_split(np.arange(config.num_keys), 20 * config.num_workers)
+    # Forked, so that the workers share the activations; they run NumPy and SciPy only.
+    global _shared
+    _shared = (activations, data.y_train)
+    with concurrent.futures.ProcessPoolExecutor(config.num_workers, multiprocessing.get_context("fork")) as pool:
+        parts = list(tqdm(pool.map(_log10_p_values, chunks), total=len(chunks), desc="keys"))
+    log10_p = np.concatenate(parts)
+    rows = [_row(name, level, log10_p[:, :, test]) for test, name in enumerate(("hard", "soft")) for level in LEVELS]
+    result = {
+        **circumstances("python -m benchmarks.calibration"),
+        "data": f"mnist, {len(MODEL_SEEDS)} unmarked models (seeds {MODEL_SEEDS[0]} to {MODEL_SEEDS[-1]}), "
+        f"{config.num_keys} keys of {NUM_CLASSES} x {BITS_PER_CLASS} bits",
+        "rows": rows,
+    }
+    write_json(pathlib.Path(config.output), result)
+    for row in rows:
+        print(row)
+    return result
+
+
+def _activations(seed: int, data: Any, epochs: int) -> np.ndarray:
+    import keras
+
+    from models.mnist_mlp import FEATURES, mnist_mlp
+
+    keras.utils.set_random_seed(seed)
+    model = mnist_mlp()
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("adam", loss, jit_compile=True)
+    model.fit(data.x_train, data.y_train, batch_size=128, epochs=epochs, verbose=0)
+    features = keras.Model(model.input, model.get_layer(FEATURES).output)
+    return np.asarray(features.predict(data.x_train, batch_size=1000, verbose=0), np.float32)
+
+
+_shared: tuple[np.ndarray, np.ndarray]
+
+
+def _log10_p_values(key_numbers: np.ndarray) -> np.ndarray:
+    activations, labels = _shared
+    carrier = Carrier("features", range(NUM_CLASSES), BITS_PER_CLASS)
+    rows = np.arange(len(labels))[:, None]
+    result = np.empty((len(key_numbers), len(activations), 2))
+    for position, number in enumerate(key_numbers):
+        seed = derive_bytes(KEY_SEED, ("key", int(number)), 32)
+        # The row numbers stand for the images: the seed picks the same rows either way.
+        key = OwnerKey("calibration", (carrier,), DecisionRule(), seed).with_key_inputs(rows, labels, NUM_PER_CLASS)
+        assert key.key_inputs is not None
+        chosen = np.asarray(key.key_inputs.inputs)[:, 0].reshape(NUM_CLASSES, NUM_PER_CLASS)
+        reader = SignatureReader(key, carrier.name, NUM_UNITS)
+        for model, features in enumerate(activations):
+            reading = reader.read(features[chosen].mean(axis=1, dtype=np.float64))
+            result[position, model] = reading.log10_p("hard"), reading.log10_p("soft")
+    return result
+
+
+def _row(test: str, level: float, log10_p: np.ndarray) -> dict[str, Any]:
+    per_key = (log10_p <= math.log10(level)).mean(axis=1)
+    half_width = scipy.stats.norm.ppf(0.9995) * per_key.std(ddof=1) / math.sqrt(len(per_key))
+    rate = float(per_key.mean())
+    row = {"test": test, "nominal": level, "observed": rate, "interval": [rate - half_width, rate + half_width]}
+    if test == "hard":
+        num_bits = NUM_CLASSES * BITS_PER_CLASS
+        tails = [binomial_log10_tail(matches, num_bits) for matches in range(num_bits + 1)]
+        # The test is discrete: the level that it attains is the largest tail not above the nominal one.
+        row["attained"] = 10 ** max(tail for tail in tails if tail <= math.log10(level))
+        row["as_promised"] = bool(abs(rate - row["attained"]) <= half_width)
+    else:
+        row["as_promised"] = rate <= level
+    return row
+
+
+def main(argv: Sequence[str]) -> None:
+    """Entry point of `app.run`."""
+    del argv
+    run(config_from_flags(Config))
+
+
+if __name__ == "__main__":
+    define_flags(Config)
+    app.run(main)

@@ -1,0 +1,235 @@
+"""Writes the README's tables from the recorded JSON files, so that no number is typed by hand.
+
+python -m benchmarks.tables
+"""
+
+import json
+import math
+import pathlib
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import scipy.stats
+
+from deepsigns_tf.files import write_atomically
+from deepsigns_tf.statistics import allowed_errors
+
+_ROOT = pathlib.Path(__file__).parent.parent
+RESULTS = _ROOT / "results"
+README = _ROOT / "README.md"
+
+Result = dict[str, Any]
+
+
+def accuracy_table(results: dict[str, Result]) -> str:
+    """One row a seed, paired difference and interval below."""
+    result = results["mnist_default"]
+    rows = [
+        [
+            row["seed"],
+            f"{100 * row['accuracy']['unmarked']:.2f}",
+            f"{100 * row['accuracy']['marked']:.2f}",
+            f"{100 * (row['accuracy']['marked'] - row['accuracy']['unmarked']):+.2f}",
+            _errors(row, "key inputs"),
+            _errors(row, "held out"),
+            f"{row['log10_p_value']['marked']:.1f}",
+            f"{row['log10_p_value']['unmarked twin']:.1f}",
+            f"{row['log10_p_value']['wrong key']:.1f}",
+        ]
+        for row in result["rows"]
+    ]
+    marked, unmarked = (_accuracies(result, name) for name in ("marked", "unmarked"))
+    low, high = _interval(marked - unmarked)
+    rows.append(
+        ["**mean**", f"**{unmarked.mean():.2f}**", f"**{marked.mean():.2f}**", f"**{(marked - unmarked).mean():+.2f}**"]
+        + [""] * 5
+    )
+    header = [
+        "seed",
+        "unmarked, %",
+        "marked, %",
+        "difference",
+        "wrong bits, released file",
+        "wrong bits, held-out inputs",
+        "log10 p, marked",
+        "unmarked twin",
+        "wrong key",
+    ]
+    return _markdown(header, rows) + (
+        f"\n\nPaired difference {(marked - unmarked).mean():+.3f} points, 95 % interval [{low:+.3f}, {high:+.3f}].\n"
+        + _circumstances(result)
+    )
+
+
+def overhead_table(results: dict[str, Result]) -> str:
+    """One row a setting."""
+    result = results["overhead"]
+    rows = [
+        [
+            row["setting"],
+            row["num_bits"],
+            _ratio(row, "wall"),
+            _ratio(row, "cpu"),
+            row["num_pairs"],
+            f"{row['plain_step_ms']:.1f}",
+        ]
+        for row in result["rows"]
+    ]
+    header = ["setting", "bits", "wall time, marked / plain", "CPU time, marked / plain", "pairs", "plain step, ms"]
+    return _markdown(header, rows) + "\n\n" + _circumstances(result)
+
+
+def settings_table(results: dict[str, Result]) -> str:
+    """One row a way of marking, means over the seeds that all of them share."""
+    names = {
+        "mnist_default": '`centres="batch"` (default)',
+        "mnist_learned": '`centres="learned"`, clustering 0.01',
+        "mnist_fine_tuned": "trained model marked by 5 epochs of fine-tuning",
+        "mnist_paper": "the paper's own: learned, Gaussian, 0.01",
+    }
+    overhead = {row["setting"]: row for row in results["overhead"]["rows"]}
+    times = {"mnist_default": overhead["default"], "mnist_learned": overhead["learned centres"]}
+    shared = set.intersection(*({row["seed"] for row in results[study]["rows"]} for study in names))
+    rows = []
+    for study, name in names.items():
+        seeds = [row for row in results[study]["rows"] if row["seed"] in shared]
+        difference = 100 * np.mean([row["accuracy"]["marked"] - row["accuracy"]["unmarked"] for row in seeds])
+        rows.append(
+            [
+                name,
+                seeds[0]["num_bits"],
+                f"{100 * np.mean([row['accuracy']['marked'] for row in seeds]):.2f} ({difference:+.2f})",
+                " / ".join(_errors(row, "key inputs") for row in seeds),
+                f"{np.mean([row['margin']['median'] for row in seeds]):.2f}",
+                f"{np.mean([row['pruned']['0.9']['bit_error_rate'] for row in seeds]):.4f}",
+                f"{np.mean([row['fine_tuned']['bit_error_rate'] for row in seeds]):.4f}",
+                _ratio(times[study], "wall") if study in times else "",
+            ]
+        )
+    header = [
+        f"setting, seeds {', '.join(str(seed) for seed in sorted(shared))}",
+        "bits",
+        "accuracy, % (difference)",
+        "wrong bits by seed",
+        "median margin",
+        "BER, 90 % pruned",
+        "BER, fine-tuned",
+        "wall time, marked / plain",
+    ]
+    return _markdown(header, rows) + "\n\n" + "\n".join(_circumstances(results[study]) for study in names)
+
+
+def calibration_table(results: dict[str, Result]) -> str:
+    """One row a test and level."""
+    result = results["calibration"]
+    rows = [
+        [
+            row["test"],
+            f"{row['nominal']:g}",
+            f"{row['attained']:.5f}" if "attained" in row else "a bound",
+            f"{row['observed']:.5f}",
+            "[{:.5f}, {:.5f}]".format(*row["interval"]),
+            "yes" if row["as_promised"] else "**no**",
+        ]
+        for row in result["rows"]
+    ]
+    header = ["test", "nominal", "attained by the discrete test", "observed", "99.9 % interval", "as promised"]
+    return _markdown(header, rows) + "\n\n" + _circumstances(result)
+
+
+def robustness_table(results: dict[str, Result]) -> str:
+    """One row an attack, over the seeds of the default setting."""
+    result = results["mnist_default"]
+    # Rouhani et al., first version of the paper, MNIST MLP: bit error rate of 4 bits, no retraining.
+    paper = {"0.5": "0", "0.6": "0", "0.7": "0", "0.8": "0", "0.9": "0", "0.95": "0.25"}
+    attacks = {f"{round(100 * float(fraction))} % pruned": fraction for fraction in result["rows"][0]["pruned"]}
+    rows = [
+        [name, *_attack_cells([row["pruned"][fraction] for row in result["rows"]]), paper[fraction]]
+        for name, fraction in attacks.items()
+    ]
+    fine_tuned = [row["fine_tuned"] for row in result["rows"]]
+    rows.append(
+        [f"{fine_tuned[0]['epochs']} epochs of fine-tuning", *_attack_cells(fine_tuned), "0 (50, 100, 200 epochs)"]
+    )
+    header = ["attack", "accuracy, %", "BER, mean", "BER, worst seed", "log10 p, worst seed", "paper's BER (4 bits)"]
+    return _markdown(header, rows) + "\n\n" + _circumstances(result)
+
+
+def errors_table(results: dict[str, Result]) -> str:
+    """How many wrong bits a mark may have; computed, not measured."""
+    del results
+    levels = {"1e-6": -6.0, "2^-64": -64 * math.log10(2), "2^-128": -128 * math.log10(2)}
+    rows = []
+    for num_bits in (16, 64, 128, 256, 640):
+        allowed = [allowed_errors(num_bits, level) for level in levels.values()]
+        rows.append([num_bits, *("no number" if errors is None else errors for errors in allowed)])
+    return _markdown(["bits", *(f"p <= {level}" for level in levels)], rows)
+
+
+TABLES: dict[str, Callable[[dict[str, Result]], str]] = {
+    "errors": errors_table,
+    "accuracy": accuracy_table,
+    "overhead": overhead_table,
+    "settings": settings_table,
+    "calibration": calibration_table,
+    "robustness": robustness_table,
+}
+
+
+def filled(text: str) -> str:
+    """The text with the table of the recorded results between each `<!-- table: NAME -->` and `<!-- end of table -->`."""
+    results = {path.stem: json.loads(path.read_text()) for path in RESULTS.glob("*.json")}
+
+    def table(match: re.Match[str]) -> str:
+        return f"{match[1]}\n{TABLES[match[2]](results)}\n{match[3]}"
+
+    return re.sub(r"(<!-- table: (\w+) -->)\n.*?(<!-- end of table -->)", table, text, flags=re.DOTALL)
+
+
+def main() -> None:
+    """Rewrites the README."""
+    write_atomically(README, filled(README.read_text()).encode())
+
+
+def _markdown(header: list[str], rows: list[list[Any]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def _circumstances(result: Result) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    return f"`{result['command']}`, {result['date']}, {result['data']}, {result['hardware']}, {versions}.\n"
+
+
+def _accuracies(result: Result, name: str) -> np.ndarray:
+    return np.array([100 * row["accuracy"][name] for row in result["rows"]])
+
+
+def _interval(differences: np.ndarray) -> tuple[float, float]:
+    interval = scipy.stats.ttest_1samp(differences, 0.0).confidence_interval(0.95)
+    return float(interval.low), float(interval.high)
+
+
+def _errors(row: Result, which: str) -> str:
+    return f"{round(row['bit_error_rate'][which] * row['num_bits'])} of {row['num_bits']}"
+
+
+def _ratio(row: Result, which: str) -> str:
+    low, high = row[f"{which}_ratio_interval"]
+    return f"{row[f'{which}_ratio']:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _attack_cells(outcomes: list[Result]) -> list[str]:
+    errors = [outcome["bit_error_rate"] for outcome in outcomes]
+    return [
+        f"{100 * np.mean([outcome['accuracy'] for outcome in outcomes]):.2f}",
+        f"{np.mean(errors):.4f}",
+        f"{max(errors):.4f}",
+        f"{max(outcome['log10_p_value'] for outcome in outcomes):.1f}",
+    ]
+
+
+if __name__ == "__main__":
+    main()

