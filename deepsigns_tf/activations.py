@@ -82,25 +82,26 @@ def num_features(shape: tuple[int | None, ...], pooling: Pooling) -> int:
 
 
 def class_membership(labels: Tensor, classes: Sequence[int]) -> Tensor:
-    """One-hot rows of the carrier classes; a row of zeros for every other label, -1 included.
+    """One-hot columns, one per example; a column of zeros for every label that is no carrier class, -1 included.
 
     Args:
         labels: `(batch,)` class labels, integers or floats that hold integers.
         classes: The carrier classes, in the order of the signature's rows.
 
     Returns:
-        `(batch, s)` float32.
+        `(s, batch)` float32: classes first, so that class sums are a plain matrix product. XLA's CPU code for the product
+        with a transposed left factor takes five times as long.
 
     Example:
 
     >>> ops.convert_to_numpy(class_membership(np.array([3, -1, 0]), (0, 3))).tolist()
-    [[0.0, 1.0], [0.0, 0.0], [1.0, 0.0]]
+    [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
     """
     labels = ops.convert_to_tensor(labels)
     if not keras.backend.is_float_dtype(labels.dtype):
         labels = ops.cast(labels, "int32")
     wanted = ops.convert_to_tensor(np.array(classes), dtype=labels.dtype)
-    return ops.cast(ops.equal(labels[:, None], wanted[None, :]), "float32")
+    return ops.cast(ops.equal(wanted[:, None], labels[None, :]), "float32")
 
 
 def class_sums(features: Tensor, membership: Tensor) -> tuple[Tensor, Tensor]:
@@ -108,7 +109,7 @@ def class_sums(features: Tensor, membership: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         features: `(batch, M)` float32.
-        membership: `(batch, s)` float32 from `class_membership`.
+        membership: `(s, batch)` float32 from `class_membership`.
 
     Returns:
         `(s, M)` sums and `(s,)` counts, float32. They are added up over replicas before anything non-linear is done with
@@ -116,13 +117,13 @@ def class_sums(features: Tensor, membership: Tensor) -> tuple[Tensor, Tensor]:
 
     Example:
 
-    >>> sums, counts = class_sums(np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([[1.0, 0.0], [1.0, 0.0]]))
+    >>> sums, counts = class_sums(np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([[1.0, 1.0], [0.0, 0.0]]))
     >>> ops.convert_to_numpy(sums).tolist(), ops.convert_to_numpy(counts).tolist()
     ([[4.0, 6.0], [0.0, 0.0]], [2.0, 0.0])
     """
     membership = ops.cast(membership, "float32")
-    sums = ops.matmul(ops.transpose(membership), ops.cast(features, "float32"))
-    sums, counts = all_reduce_sum((sums, ops.sum(membership, axis=0)))
+    sums = ops.matmul(membership, ops.cast(features, "float32"))
+    sums, counts = all_reduce_sum((sums, ops.sum(membership, axis=1)))
     return sums, counts
 
 
@@ -200,17 +201,29 @@ class _Recorder(keras.regularizers.Regularizer):
         self.outputs: list[Tensor] = []
 
     def __call__(self, activations: Tensor) -> Tensor:
-        self.outputs.append(activations)
+        if _holds_numbers(activations):
+            self.outputs.append(activations)
         return ops.zeros((), "float32")
+
+
+def _holds_numbers(tensor: Tensor) -> bool:
+    """False for what stands in for a tensor while a backend traces a loop or a function; it is of no use afterwards."""
+    try:
+        ops.convert_to_numpy(tensor[:0])
+    except Exception:  # Every backend has an error of its own for this.
+        return False
+    return True
 
 
 def record_activations(
     model: keras.Model, inputs: Inputs, layers: Mapping[str, keras.Layer], batch_size: int = 128
-) -> Iterator[tuple[slice, dict[str, list[Tensor]]]]:
+) -> Iterator[tuple[slice, dict[str, list[Tensor]], Any]]:
     """Runs a model in inference mode and shows what the given layers put out.
 
     It listens at the place where Keras calls activity regularizers, the same place where the mark is embedded, so it
     works for functional, Sequential, subclassed and nested models alike. The layers' own regularizers are put back.
+
+    It does not listen inside a recurrent layer: how often the cell is called, if at all, depends on backend and hardware.
 
     Args:
         model: Any Keras model.
@@ -219,15 +232,15 @@ def record_activations(
         batch_size: Examples at a time.
 
     Yields:
-        The rows of a batch, and for each name the outputs of its layer in the order of its calls (none if the layer did
-        not fire). The model's own answer stands under the name `""`.
+        The rows of a batch, for each name the outputs of its layer in the order of its calls (none if the layer did not
+        fire), and the model's own answer.
 
     Example:
 
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="head")])
-    >>> for rows, outputs in record_activations(model, np.ones((3, 4), "float32"), named_layers(model)):
-    ...     print(rows, tuple(outputs["head"][0].shape))
-    slice(0, 3, None) (3, 2)
+    >>> for rows, outputs, answer in record_activations(model, np.ones((3, 4), "float32"), named_layers(model)):
+    ...     print(rows, tuple(outputs["head"][0].shape), tuple(answer.shape))
+    slice(0, 3, None) (3, 2) (3, 2)
     """
     num_examples = len(next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs)
     for start in range(0, num_examples, batch_size):
@@ -236,8 +249,18 @@ def record_activations(
         if not model.built:
             # Keras builds a model by running it once; what fires then is no answer.
             model(batch, training=False)
+        inside_cells = {
+            id(inner)
+            for layer in named_layers(model).values()
+            if isinstance(layer, keras.layers.RNN)
+            for inner in named_layers(layer).values()
+        }
         # A functional model takes no activity regularizer; what it puts out, its last layer does.
-        heard = {name: layer for name, layer in layers.items() if not isinstance(layer, Functional)}
+        heard = {
+            name: layer
+            for name, layer in layers.items()
+            if not isinstance(layer, Functional) and id(layer) not in inside_cells
+        }
         own = {name: layer.activity_regularizer for name, layer in heard.items()}
         recorders = {name: _Recorder() for name in layers}
         try:
@@ -247,4 +270,4 @@ def record_activations(
         finally:
             for name, layer in heard.items():
                 layer.activity_regularizer = own[name]
-        yield rows, {name: recorder.outputs for name, recorder in recorders.items()} | {"": [answer]}
+        yield rows, {name: recorder.outputs for name, recorder in recorders.items()}, answer

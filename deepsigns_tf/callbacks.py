@@ -5,9 +5,11 @@ from typing import Any
 import keras
 import numpy as np
 
-from deepsigns_tf.owner_key import CarrierLayer, OwnerKey
-from deepsigns_tf.verification import SignatureReader, candidate_means
-from deepsigns_tf.watermarked_model import attached_regularizers
+from deepsigns_tf.candidates import Place, candidate_means
+from deepsigns_tf.losses import signature_loss
+from deepsigns_tf.owner_key import OwnerKey
+from deepsigns_tf.readings import SignatureReader
+from deepsigns_tf.watermarked_model import marked_layers
 
 
 class SignatureLogger(keras.callbacks.Callback):
@@ -21,7 +23,7 @@ class SignatureLogger(keras.callbacks.Callback):
         owner_key: The key of the model in training, with key inputs.
 
     Raises:
-        ValueError: If the key has no key inputs.
+        ValueError: If the key has no key inputs; when training begins, if the model is not being marked with this key.
 
     Example:
 
@@ -41,24 +43,29 @@ class SignatureLogger(keras.callbacks.Callback):
         self._owner_key = owner_key
         self._readers: dict[str, SignatureReader] = {}
 
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Refuses a model that another key marks, before an epoch is lost."""
+        marked_layers(self.model, self._owner_key)
+        # The model of an earlier training may have had other widths.
+        self._readers.clear()
+
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Adds the reading to the epoch's logs."""
         if logs is None:
             return
-        attached = attached_regularizers(self.model)
-        key = self._owner_key.with_layers(
-            CarrierLayer(regularizer.carrier.name, path, int(regularizer.num_units or 0))
-            for path, regularizer in attached.items()
-        )
-        means, _ = candidate_means(self.model, key)
+        key = self._owner_key.with_layers(marked_layers(self.model, self._owner_key))
+        candidates = candidate_means(self.model, key)
         for layer in key.layers:
             name = layer.carrier
             if name not in self._readers:
                 self._readers[name] = SignatureReader(key, name, layer.num_units)
+            means = candidates[name].means[Place(layer.path, 0)]
             values = [float("nan")] * 3
-            if np.isfinite(means[name][layer.path]).all():
-                reading = self._readers[name].read(means[name][layer.path])
-                loss = np.mean(np.logaddexp(0.0, -reading.projected))
+            if np.isfinite(means).all():
+                reading = self._readers[name].read(means)
+                # The projections are signed already: a matching bit is positive.
+                signs, present = np.ones_like(reading.projected), np.ones(len(reading.projected))
+                loss = signature_loss(reading.projected, signs, present)
                 values = [reading.bit_error_rate, float(np.median(reading.margins)), float(loss)]
             for entry, value in zip(("bit_error_rate", "margin", "signature_loss"), values, strict=True):
                 logs[f"{name}_key_{entry}"] = value

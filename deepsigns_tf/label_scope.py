@@ -13,7 +13,7 @@ Tensor = Any
 
 
 @dataclasses.dataclass(frozen=True)
-class Reading:
+class BatchReading:
     """What one call of a regularizer saw inside a scope.
 
     Args:
@@ -38,6 +38,7 @@ class LabelScope:
         training: Whether the regularizers shall add to the loss, or only measure.
         centres: Carrier name -> `(s, M)` learned centres, where the carrier has any.
         activations: Carrier name -> what its regularizer saw, once per call.
+        collected: Whether the step has computed its loss with the mark's, from what the regularizers saw.
     """
 
     labels: Tensor
@@ -57,7 +58,14 @@ def current_label_scope() -> LabelScope | None:
 
 @contextlib.contextmanager
 def label_scope(scope: LabelScope) -> Iterator[LabelScope]:
-    """Makes a scope the current one of this thread."""
+    """Makes a scope the current one of this thread.
+
+    Args:
+        scope: The scope of the step that is about to run.
+
+    Yields:
+        The same scope; afterwards the one before it is current again, whatever the step raised.
+    """
     outer = current_label_scope()
     _local.scope = scope
     try:

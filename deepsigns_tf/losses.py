@@ -62,7 +62,7 @@ def clustering_loss(
 
     Args:
         activations: `(batch, M)` pooled activations.
-        membership: `(batch, s)` one-hot carrier classes, zero rows where a label is ignored.
+        membership: `(s, batch)` one-hot carrier classes, zero columns where a label is ignored.
         centres: `(s, M)` centres.
         separation: \( \delta \), the squared distance at which the repulsion ends, >= 0.
         all_reduce: Sums a tensor over replicas, where there are several.
@@ -79,8 +79,9 @@ def clustering_loss(
     Source: DeepSigns, loss_1.
     """
     activations, membership, centres = (ops.cast(tensor, "float32") for tensor in (activations, membership, centres))
-    labelled = ops.sum(membership, axis=1, keepdims=True)
-    squares = ops.sum(ops.square(labelled * activations - ops.matmul(membership, centres)))
+    labelled = ops.sum(membership, axis=0)
+    own_centres = ops.matmul(ops.transpose(membership), centres)
+    squares = ops.sum(ops.square(labelled[:, None] * activations - own_centres))
     attraction = all_reduce(squares) / ops.maximum(all_reduce(ops.sum(labelled)), 1.0)
     num_classes = int(centres.shape[0])
     if num_classes == 1:

@@ -31,6 +31,8 @@ _FORMAT_VERSION = 1
 _MAGIC = b"deepsigns_tf owner key\n"
 _NUM_SEED_BYTES = 32
 _MIN_BITS = 64
+# Labels are compared as int32 or, where they come as floats, as float32, which holds every integer below this.
+_NUM_LABELS = 2**24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +41,8 @@ class Carrier:
 
     Args:
         name: What the owner calls it; becomes part of metric names.
-        classes: Class labels >= 0 that carry bits, each once. -1 is kept for rows to ignore.
+        classes: Class labels in 0 .. 2^24 - 1 that carry bits, each once: integers that float32 holds exactly, as some data
+            sets give their labels. -1 is kept for rows to ignore.
         bits_per_class: N, bits in the mean of each class.
         pooling: `"mean"` over pixels or time steps, or `"flatten"`. Without effect on a Dense layer.
         projection: `"balanced"`, keyed columns of as many +1 as -1, or `"gaussian"`, the paper's.
@@ -65,9 +68,9 @@ class Carrier:
             raise ValueError(
                 f"Invalid value for argument `name`. Expected a non-empty string without '/'. Received: name={self.name!r}"
             )
-        if not values or any(not _is_integer(value) or value < 0 for value in values):
+        if not values or any(not _is_integer(value) or not 0 <= value < _NUM_LABELS for value in values):
             raise ValueError(
-                "Invalid value for argument `classes`. Expected at least one class label, each an integer >= 0. "
+                "Invalid value for argument `classes`. Expected at least one class label, each an integer in [0, 2^24). "
                 f"Received: classes={values}"
             )
         if len(set(values)) != len(values):
@@ -135,6 +138,14 @@ class CarrierLayer:
         carrier: Name of the carrier.
         path: Path of the layer, as `named_layers` gives it.
         num_units: M, its features after pooling.
+
+    Raises:
+        ValueError: If a part is of another type.
+
+    Example:
+
+    >>> CarrierLayer("features", path="backbone/hidden", num_units=512).path
+    'backbone/hidden'
     """
 
     carrier: str
@@ -159,6 +170,12 @@ class KeyInputs:
 
     Raises:
         ValueError: If the arrays are empty, of different length, of a type that cannot be stored, or not finite.
+
+    Example:
+
+    >>> key_inputs = KeyInputs({"image": np.zeros((2, 28, 28)), "text": np.ones((2, 100), "int32")}, labels=[3, 7])
+    >>> key_inputs.num_examples, sorted(key_inputs.arrays), len(key_inputs.digest())
+    (2, ['image', 'text'], 64)
     """
 
     inputs: Inputs = dataclasses.field(repr=False)
@@ -210,7 +227,7 @@ class OwnerKey:
         layers: Which layer of the released model plays which role; `release` fills it in.
 
     Raises:
-        ValueError: If a part is missing or contradicts another. Warns below 64 bits in all.
+        ValueError: If a part is missing, of another type, or contradicts another.
 
     Example:
 
@@ -227,11 +244,21 @@ class OwnerKey:
     layers: tuple[CarrierLayer, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "carriers", tuple(self.carriers))
-        object.__setattr__(self, "layers", tuple(self.layers))
+        object.__setattr__(self, "carriers", _tuple_of(Carrier, self.carriers, "carriers"))
+        object.__setattr__(self, "layers", _tuple_of(CarrierLayer, self.layers, "layers"))
         if not isinstance(self.owner, str) or not self.owner:
             raise ValueError(
                 f"Invalid value for argument `owner`. Expected a non-empty string. Received: owner={self.owner!r}"
+            )
+        if not isinstance(self.decision, DecisionRule):
+            raise ValueError(
+                "Invalid value for argument `decision`. Expected a DecisionRule. "
+                f"Received: a {type(self.decision).__name__}"
+            )
+        if not isinstance(self.key_inputs, (KeyInputs, type(None))):
+            raise ValueError(
+                "Invalid value for argument `key_inputs`. Expected KeyInputs or None. "
+                f"Received: a {type(self.key_inputs).__name__}"
             )
         names = [carrier.name for carrier in self.carriers]
         if not names or len(set(names)) != len(names):
@@ -249,6 +276,13 @@ class OwnerKey:
                 "The layers do not fit the carriers. Expected one layer for each carrier. "
                 f"Received: carriers={names}, layers for {[layer.carrier for layer in self.layers]}"
             )
+        found = self.classes if self.key_inputs is None else self.key_inputs.labels.tolist()
+        missing = sorted(set(self.classes) - set(found))
+        if missing:
+            raise ValueError(
+                "The key inputs do not fit the carriers. Expected an example of each carrier class. "
+                f"Received: none of the classes {missing}"
+            )
 
     @classmethod
     def generate(cls, owner: str, carriers: Iterable[Carrier], decision: DecisionRule = DecisionRule()) -> "OwnerKey":
@@ -260,12 +294,18 @@ class OwnerKey:
             decision: When a reading counts as proof; part of the commitment.
 
         Returns:
-            The key, without key inputs yet.
+            The key, without key inputs yet. It warns below 64 bits in all.
 
         Raises:
-            ValueError: If an argument is out of range. Warns below 64 bits in all.
+            ValueError: If an argument is out of range or of another type.
+
+        Example:
+
+        >>> carriers = [Carrier("early", range(10), 32), Carrier("late", [3, 5], 64)]
+        >>> OwnerKey.generate("ACME Vision", carriers, DecisionRule("soft")).num_bits
+        448
         """
-        key = cls(owner, tuple(carriers), decision, secrets.token_bytes(_NUM_SEED_BYTES))
+        key = cls(owner, _tuple_of(Carrier, carriers, "carriers"), decision, secrets.token_bytes(_NUM_SEED_BYTES))
         if key.num_bits < _MIN_BITS:
             warnings.warn(
                 f"This mark has {key.num_bits} bits in all; even a perfect match has p = 2^-{key.num_bits} "
@@ -278,6 +318,11 @@ class OwnerKey:
     def num_bits(self) -> int:
         """Bits over all carriers."""
         return sum(carrier.num_bits for carrier in self.carriers)
+
+    @property
+    def classes(self) -> list[int]:
+        """The classes of all carriers, sorted, each once."""
+        return sorted({label for carrier in self.carriers for label in carrier.classes})
 
     def carrier(self, name: str) -> Carrier:
         """The carrier of that name.
@@ -301,6 +346,15 @@ class OwnerKey:
 
         Returns:
             `(s, N)` uint8 array of 0 and 1.
+
+        Raises:
+            ValueError: If the key has no such carrier.
+
+        Example:
+
+        >>> key = OwnerKey.generate("ACME Vision", [Carrier("features", range(10), 64)])
+        >>> key.signature("features").shape, set(key.signature("features").ravel().tolist())
+        ((10, 64), {0, 1})
         """
         c = self.carrier(carrier)
         domain = self._domain("signature", c, len(c.classes), c.bits_per_class)
@@ -317,7 +371,14 @@ class OwnerKey:
             `(M, N)` float32 array: zero-sum columns of -1 and +1, or standard normal entries, as the carrier says.
 
         Raises:
-            ValueError: If the layer is too narrow for the bits.
+            ValueError: If the key has no such carrier or the layer is too narrow for its bits.
+
+        Example:
+
+        >>> key = OwnerKey.generate("ACME Vision", [Carrier("features", range(10), 64)])
+        >>> projection = key.projection("features", 512)
+        >>> projection.shape, float(np.abs(projection.sum(axis=0)).max())
+        ((512, 64), 0.0)
         """
         c = self.carrier(carrier)
         c.check_num_units(num_units)
@@ -365,7 +426,7 @@ class OwnerKey:
         arrays = inputs if isinstance(inputs, Mapping) else {"": inputs}
         labels = _as_labels(carrier_labels, len(next(iter(arrays.values()))))
         chosen = []
-        for label in sorted({label for carrier in self.carriers for label in carrier.classes}):
+        for label in self.classes:
             rows = np.flatnonzero(labels == label)
             if len(rows) < num_per_class:
                 raise ValueError(
@@ -387,6 +448,9 @@ class OwnerKey:
 
         Returns:
             A new key with the same commitment.
+
+        Raises:
+            ValueError: If a carrier has no layer or several.
         """
         return dataclasses.replace(self, layers=tuple(layers))
 
@@ -401,6 +465,14 @@ class OwnerKey:
 
         Raises:
             ValueError: If the key has no key inputs yet.
+
+        Example:
+
+        >>> key = OwnerKey.generate("ACME Vision", [Carrier("features", [0, 1], 64)])
+        >>> key = key.with_key_inputs(np.random.rand(100, 8), np.arange(100) % 2, num_per_class=16)
+        >>> commitment = key.commitment()  # publish it, then train
+        >>> len(commitment), key.with_layers([CarrierLayer("features", "hidden", 512)]).commitment() == commitment
+        (64, True)
         """
         if self.key_inputs is None:
             raise ValueError(
@@ -461,6 +533,14 @@ class OwnerKey:
         Raises:
             ValueError: If the file is foreign, truncated, altered or of a newer version.
             OSError: If it cannot be opened.
+
+        Example:
+
+        >>> import tempfile
+        >>> path = pathlib.Path(tempfile.mkdtemp(), "owner.key")
+        >>> OwnerKey.generate("ACME Vision", [Carrier("features", range(10), 64)]).save(path)
+        >>> OwnerKey.load(path).owner
+        'ACME Vision'
         """
         content = pathlib.Path(path).read_bytes()
         if not content.startswith(_MAGIC):
@@ -520,6 +600,16 @@ class OwnerKey:
 
 def _is_integer(value: Any) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def _tuple_of(kind: type, values: Any, argument: str) -> tuple[Any, ...]:
+    items = tuple(values) if isinstance(values, Iterable) else None
+    if items is None or any(not isinstance(item, kind) for item in items):
+        raise ValueError(
+            f"Invalid value for argument `{argument}`. Expected a sequence of {kind.__name__}. "
+            f"Received: {f'a {type(values).__name__}' if items is None else [type(item).__name__ for item in items]}"
+        )
+    return items
 
 
 def _unreadable(path: str | os.PathLike[str], why: str) -> ValueError:

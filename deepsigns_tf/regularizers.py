@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops
 
 from deepsigns_tf.activations import all_reduce_sum, class_means, class_membership, class_sums, num_features, pool
-from deepsigns_tf.label_scope import LabelScope, Reading, current_label_scope
+from deepsigns_tf.label_scope import BatchReading, LabelScope, current_label_scope
 from deepsigns_tf.losses import clustering_loss, signature_loss
 from deepsigns_tf.owner_key import Carrier, OwnerKey
 
@@ -53,8 +53,8 @@ class SignatureRegularizer(keras.regularizers.Regularizer):
     \( \lambda_2 L_{\mathrm{sig}}(\mu A, b) + \lambda_1 L_{\mathrm{clu}}(f, \mu) \) with trainable means (`"learned"`).
 
     to its loss. As a Keras regularizer its value is always 0, so inference, evaluation and a plain `keras.Model` see
-    nothing of it. It goes on any layer that takes `activity_regularizer` and puts out one tensor; on the wrapper, not the
-    wrapped layer, of a `Bidirectional`.
+    nothing of it. It goes on any layer that takes `activity_regularizer` and puts out one tensor, channels last; on the
+    wrapper, not the wrapped layer, of a `Bidirectional`.
 
     Args:
         owner_key: The owner's key. Its secrets enter no config, checkpoint or graph file.
@@ -63,6 +63,8 @@ class SignatureRegularizer(keras.regularizers.Regularizer):
             trains exactly as an unmarked one and the mark is only measured.
         centres: Where the class means come from: `"batch"`, or `"learned"` as in the paper.
         clustering_strength: \( \lambda_1 \), weight of the clustering loss, >= 0; only with learned centres.
+        separation: \( \delta \), the squared distance between two centres at which they cease to repel each other, >= 0;
+            only with learned centres. The paper's repulsion never ends: the larger, the closer to it, and 0 is none.
 
     Raises:
         ValueError: If the carrier is unknown or an argument out of range.
@@ -83,14 +85,24 @@ class SignatureRegularizer(keras.regularizers.Regularizer):
         strength: float = 1.0,
         centres: Literal["batch", "learned"] = "batch",
         clustering_strength: float = 0.01,
+        separation: float = 1.0,
     ) -> None:
-        self._configure(owner_key.carrier(carrier), owner_key.fingerprint, strength, centres, clustering_strength)
+        self._configure(
+            owner_key.carrier(carrier), owner_key.fingerprint, strength, centres, clustering_strength, separation
+        )
         self.owner_key: OwnerKey | None = owner_key
 
     def _configure(
-        self, carrier: Carrier, fingerprint: str, strength: float, centres: str, clustering_strength: float
+        self,
+        carrier: Carrier,
+        fingerprint: str,
+        strength: float,
+        centres: str,
+        clustering_strength: float,
+        separation: float,
     ) -> None:
-        for name, value in (("strength", strength), ("clustering_strength", clustering_strength)):
+        numbers = {"strength": strength, "clustering_strength": clustering_strength, "separation": separation}
+        for name, value in numbers.items():
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value < float("inf"):
                 raise ValueError(
                     f"Invalid value for argument `{name}`. Expected a finite number >= 0. Received: {name}={value!r}"
@@ -104,6 +116,7 @@ class SignatureRegularizer(keras.regularizers.Regularizer):
         self.strength = float(strength)
         self.centres = centres
         self.clustering_strength = float(clustering_strength)
+        self.separation = float(separation)
         self.num_units: int | None = None
         self.projection: Any = None
         self.signs: Any = None
@@ -140,7 +153,14 @@ class SignatureRegularizer(keras.regularizers.Regularizer):
         self.signs = _hidden_variable(2.0 * self.owner_key.signature(self.carrier.name) - 1.0, "signs")
 
     def logits(self, means: Tensor) -> Tensor:
-        """Projected class means: `(s, M)` -> `(s, N)`."""
+        r"""Projects class means, \( z = \mu A \).
+
+        Args:
+            means: `(s, M)` float32.
+
+        Returns:
+            `(s, N)` float32; the sign of each is the bit that it says.
+        """
         return ops.matmul(means, ops.convert_to_tensor(self.projection))
 
     def __call__(self, activations: Tensor) -> Tensor:
@@ -162,8 +182,16 @@ class SignatureRegularizer(keras.regularizers.Regularizer):
         scope.activations.setdefault(self.carrier.name, []).append(activations)
         return ops.zeros((), "float32")
 
-    def read(self, activations: Tensor, scope: LabelScope) -> tuple[Reading, Tensor]:
-        """What the activations say, and the weighted loss; sums over replicas are made here."""
+    def read(self, activations: Tensor, scope: LabelScope) -> tuple[BatchReading, Tensor]:
+        """What the activations say, and the weighted loss; sums over replicas are made here.
+
+        Args:
+            activations: `(batch, ..., channels)`, as the layer put them out in this step.
+            scope: The scope of the step, with the batch's labels and the learned centres.
+
+        Returns:
+            The reading, and the float32 scalar that the carrier adds to the model's loss.
+        """
         features = pool(activations, self.carrier.pooling)
         membership = class_membership(scope.labels, self.carrier.classes)
         sums, counts = class_sums(features, membership)
@@ -173,12 +201,12 @@ class SignatureRegularizer(keras.regularizers.Regularizer):
         if self.centres == "learned":
             centres = ops.convert_to_tensor(scope.centres[self.carrier.name])
             loss = signature_loss(self.logits(centres), signs, ops.ones_like(counts))
-            clustering = clustering_loss(features, membership, centres, all_reduce=all_reduce_sum)
+            clustering = clustering_loss(features, membership, centres, self.separation, all_reduce_sum)
             value = self.strength * loss + self.clustering_strength * clustering
         else:
             loss = signature_loss(logits, signs, present)
             value = self.strength * loss
-        return Reading(sums, counts, bit_error_rate(logits, signs, present), loss), value
+        return BatchReading(sums, counts, bit_error_rate(logits, signs, present), loss), value
 
     def get_config(self) -> dict[str, Any]:
         """Public parameters only: what stands here stands in clear in every `.keras` file."""
@@ -188,6 +216,7 @@ class SignatureRegularizer(keras.regularizers.Regularizer):
             "strength": self.strength,
             "centres": self.centres,
             "clustering_strength": self.clustering_strength,
+            "separation": self.separation,
         }
 
     @classmethod
@@ -199,9 +228,8 @@ class SignatureRegularizer(keras.regularizers.Regularizer):
         """
         regularizer = cls.__new__(cls)
         carrier = Carrier(**config["carrier"])
-        regularizer._configure(
-            carrier, config["key_fingerprint"], config["strength"], config["centres"], config["clustering_strength"]
-        )
+        numbers = {name: config[name] for name in ("strength", "clustering_strength", "separation")}
+        regularizer._configure(carrier, config["key_fingerprint"], centres=config["centres"], **numbers)
         owner_key = getattr(_revival, "owner_key", None)
         if owner_key is not None and (
             owner_key.fingerprint != regularizer.key_fingerprint or carrier not in owner_key.carriers

@@ -8,13 +8,32 @@ log10 p: 640 matching bits have p = 2^-640, less than a double can hold.
 import dataclasses
 import functools
 import math
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import scipy.optimize
 
 # Up to this many bits the soft test adds up all sign patterns; beyond it takes the Chernoff bound.
-_MAX_ENUMERATED_BITS = 16
+MAX_ENUMERATED_BITS = 16
+
+SignificanceTest = Literal["hard", "soft"]
+
+
+def check_test(test: str) -> None:
+    """Refuses the name of a test that does not exist.
+
+    Args:
+        test: `"hard"` or `"soft"`.
+
+    Raises:
+        ValueError: If it is anything else.
+
+    Example:
+
+    >>> check_test("soft")
+    """
+    if test not in get_args(SignificanceTest):
+        raise ValueError(f'Invalid value for argument `test`. Expected "hard" or "soft". Received: test={test!r}')
 
 
 @functools.lru_cache(maxsize=64)
@@ -84,7 +103,7 @@ def rademacher_log10_tail(statistic: float, magnitudes: np.ndarray) -> float:
     With the projected values \( z_j \) fixed and signs \( \epsilon_j \) fair, \( T = \sum_j \epsilon_j z_j \). Up to 16
     values \( P(T \ge t) \) is exact by adding up all sign patterns; beyond it is bounded by Chernoff,
     \( \min_{\lambda \ge 0} e^{-\lambda t} \prod_j \cosh(\lambda z_j) \), which holds for every \( \lambda \ge 0 \), so an
-    imperfect minimum only makes the bound larger.
+    imperfect minimum only makes the bound larger. For \( t \le 0 \), which speaks against the owner, it is 1.
 
     Args:
         statistic: The observed sum of signed projections.
@@ -102,7 +121,7 @@ def rademacher_log10_tail(statistic: float, magnitudes: np.ndarray) -> float:
     z = z[z > 0]
     if statistic <= 0 or z.size == 0:
         return 0.0
-    if z.size <= _MAX_ENUMERATED_BITS:
+    if z.size <= MAX_ENUMERATED_BITS:
         sums = np.zeros(1)
         for value in z:
             sums = np.concatenate([sums - value, sums + value])
@@ -125,12 +144,12 @@ class DecisionRule:
     """When a reading counts as proof, fixed in the key before training.
 
     Grinding seeds against one model costs about 1/alpha tries, so without a checked earlier commitment the level is
-    2^-64 or less; with one, 10^-6 is enough.
+    2^-64 or less; with one, 10^-6 is enough, and looser it may not be.
 
     Args:
         test: `"hard"` counts matching bits; `"soft"` also weighs their margins.
         alpha: Level without a checked earlier commitment, in (0, 2^-64]: nothing shows then when the rule was fixed.
-        alpha_committed: Level with one, in [alpha, 1).
+        alpha_committed: Level with one, in [alpha, 1e-6].
 
     Raises:
         ValueError: If the test is unknown or a level is out of range.
@@ -141,19 +160,16 @@ class DecisionRule:
     -6.0
     """
 
-    test: Literal["hard", "soft"] = "hard"
+    test: SignificanceTest = "hard"
     alpha: float = 2.0**-64
     alpha_committed: float = 1e-6
 
     def __post_init__(self) -> None:
-        if self.test not in ("hard", "soft"):
-            raise ValueError(
-                f'Invalid value for argument `test`. Expected "hard" or "soft". Received: test={self.test!r}'
-            )
+        check_test(self.test)
         numbers = all(isinstance(alpha, (int, float)) for alpha in (self.alpha, self.alpha_committed))
-        if not numbers or not (0.0 < self.alpha <= 2.0**-64 and self.alpha <= self.alpha_committed < 1.0):
+        if not numbers or not (0.0 < self.alpha <= 2.0**-64 and self.alpha <= self.alpha_committed <= 1e-6):
             raise ValueError(
-                "Invalid levels of the decision rule. Expected 0 < alpha <= 2^-64 and alpha <= alpha_committed < 1. "
+                "Invalid levels of the decision rule. Expected 0 < alpha <= 2^-64 and alpha <= alpha_committed <= 1e-6. "
                 f"Received: alpha={self.alpha!r}, alpha_committed={self.alpha_committed!r}"
             )
 
@@ -173,9 +189,20 @@ def corrected_log10_p(log10_p: float, num_hypotheses: int) -> float:
         log10_p: log10 of the p-value of the best hypothesis.
         num_hypotheses: How many were tried, >= 1.
 
+    Returns:
+        The corrected log10 p.
+
+    Raises:
+        ValueError: If `num_hypotheses` is less than 1, which would make p smaller.
+
     Example:
 
     >>> corrected_log10_p(-8.0, 100)
     -6.0
     """
+    if not num_hypotheses >= 1:
+        raise ValueError(
+            "The number of hypotheses tried is out of range. Expected num_hypotheses >= 1. "
+            f"Received: num_hypotheses={num_hypotheses!r}"
+        )
     return min(0.0, log10_p + math.log10(num_hypotheses))

@@ -1,13 +1,15 @@
 """The one base class that an engineer changes: a `keras.Model` whose train step also embeds the mark."""
 
+import functools
 from typing import Any
 
 import keras
 from keras import ops
 
 from deepsigns_tf.activations import class_means, named_layers
-from deepsigns_tf.keras_internals import Functional, functional_init_arguments, get_keras_mask
-from deepsigns_tf.label_scope import LabelScope, Reading, current_label_scope, label_scope
+from deepsigns_tf.keras_internals import Functional, functional_init_arguments, get_keras_mask, in_symbolic_scope
+from deepsigns_tf.label_scope import BatchReading, LabelScope, current_label_scope, label_scope
+from deepsigns_tf.owner_key import Carrier, CarrierLayer, OwnerKey
 from deepsigns_tf.regularizers import SignatureRegularizer, bit_error_rate
 
 Tensor = Any
@@ -27,6 +29,43 @@ def attached_regularizers(model: keras.Model) -> dict[str, SignatureRegularizer]
         for path, layer in named_layers(model).items()
         if isinstance(layer.activity_regularizer, SignatureRegularizer)
     }
+
+
+def marked_layers(model: keras.Model, owner_key: OwnerKey) -> tuple[CarrierLayer, ...]:
+    """The layers of a model in training that a key marks.
+
+    Args:
+        model: The model that is being marked.
+        owner_key: The key.
+
+    Returns:
+        One layer for each of the key's carriers.
+
+    Raises:
+        ValueError: If the model's carriers are others, or another key marks them.
+
+    Example:
+
+    >>> from deepsigns_tf.owner_key import Carrier
+    >>> key = OwnerKey.generate("ACME Vision", [Carrier("features", [0, 1], 32)])
+    >>> hidden = keras.layers.Dense(128, activity_regularizer=SignatureRegularizer(key, "features"), name="hidden")
+    >>> marked_layers(WatermarkedSequential([keras.Input((8,)), hidden]), key)
+    (CarrierLayer(carrier='features', path='hidden', num_units=128),)
+    """
+    layers = attached_regularizers(model)
+    foreign = {regularizer.key_fingerprint for regularizer in layers.values()} - {owner_key.fingerprint}
+    carried = sorted(regularizer.carrier.name for regularizer in layers.values())
+    wanted = sorted(carrier.name for carrier in owner_key.carriers)
+    if foreign or carried != wanted:
+        raise ValueError(
+            f"This model was not marked with this key. Expected one layer for each of the carriers {wanted}, marked by the key "
+            f"with fingerprint {owner_key.fingerprint}. Received: carriers {carried}"
+            + (f", keys with fingerprints {sorted(foreign)}" if foreign else "")
+        )
+    return tuple(
+        CarrierLayer(regularizer.carrier.name, path, int(regularizer.num_units or 0))
+        for path, regularizer in layers.items()
+    )
 
 
 class CarrierMetric(keras.metrics.Metric):
@@ -49,7 +88,7 @@ class CarrierMetric(keras.metrics.Metric):
         self._sums = self.add_variable((num_classes, regularizer.num_units), "zeros", name="sums")
         self._counts = self.add_variable((num_classes,), "zeros", name="counts")
 
-    def update_state(self, reading: Reading, training: bool) -> None:
+    def update_state(self, reading: BatchReading, training: bool) -> None:
         """Adds what one step saw."""
         # A batch without a carrier class says nothing: it must not pass for one without errors.
         seen = ops.minimum(ops.sum(reading.counts), 1.0)
@@ -89,22 +128,26 @@ class _Carriers:
     def __init__(self) -> None:
         self.metrics: list[CarrierMetric] = []
         self.centres: dict[str, Any] = {}
+        # Whether a train step was traced, or run, inside the scope.
+        self.embedded = False
 
 
 @keras.saving.register_keras_serializable(package="deepsigns_tf")
 class WatermarkedModel(keras.Model):
     """A Keras model that embeds a mark while it trains.
 
-    Use it where `keras.Model` would stand: call it with inputs and outputs, or subclass it. Layers that carry bits have a
-    `SignatureRegularizer` as their `activity_regularizer`. `compile`, `fit`, `evaluate`, `predict` and callbacks work as ever;
-    the progress bar and `History` also show `{carrier}_signature_loss` and `{carrier}_bit_error_rate`. In training `loss`
-    includes the watermark's; in evaluation it is the task's alone, and the bit error rate is that of the evaluated set.
+    Use it where `keras.Model` would stand: call it, or a subclass, with inputs and outputs, or give the subclass a `call`.
+    Layers that carry bits have a `SignatureRegularizer` as their `activity_regularizer`. `compile`, `fit`, `evaluate`,
+    `predict` and callbacks work as ever; the progress bar and `History` also show `{carrier}_signature_loss` and
+    `{carrier}_bit_error_rate`. In training `loss` includes the watermark's; in evaluation it is the task's alone, and the
+    bit error rate is that of the evaluated set.
 
     Class means take every labelled row alike: sample and class weights act on the task's loss only.
 
     Raises:
-        ValueError: When a step is traced and a carrier's regularizer did not fire exactly once, the layer puts out a
-            masked sequence, or the labels do not fit.
+        ValueError: When it is built and a carrier's layer is too narrow for the bits or puts its channels first. When a
+            step is traced and a carrier's regularizer did not fire exactly once, the layer puts out a masked sequence, or
+            the labels do not fit. After the first call of an overridden `train_step` that leaves the mark out.
 
     Example:
 
@@ -122,6 +165,8 @@ class WatermarkedModel(keras.Model):
     Source: DeepSigns, section 3.1; the step is Keras' own, with one forward pass.
     """
 
+    train_function: Any  # Keras sets it
+
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         if cls is WatermarkedModel and functional_init_arguments(args, kwargs):
             return WatermarkedFunctional.__new__(WatermarkedFunctional, *args, **kwargs)
@@ -130,11 +175,10 @@ class WatermarkedModel(keras.Model):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # First: a functional model is built inside its constructor.
         self._carriers = _Carriers()
-        if functional_init_arguments(args, kwargs) and not isinstance(self, Functional):
-            _make_functional(type(self))
-            WatermarkedFunctional.__init__(self, *args, **kwargs)
-        else:
-            super().__init__(*args, **kwargs)
+        # A Sequential's two positional arguments are something else.
+        if functional_init_arguments(args, kwargs) and not isinstance(self, (Functional, keras.Sequential)):
+            object.__setattr__(self, "__class__", _functional_sibling(type(self)))  # type: ignore[arg-type]
+        super().__init__(*args, **kwargs)
 
     def carrier_labels(self, x: Any, y: Any) -> Tensor:
         """The class of each row, as the carriers' `classes` name it. Override it for anything but plain class labels.
@@ -163,6 +207,24 @@ class WatermarkedModel(keras.Model):
             return labels
         return labels[:, 0] if shapes[0][1] == 1 else ops.argmax(labels, axis=-1)
 
+    def make_train_function(self, force: bool = False) -> None:
+        """Keras' own; the function that it makes stops after its first call if that left the mark out."""
+        if self.train_function is not None and not force:
+            return
+        super().make_train_function(force)
+        run = self.train_function
+
+        def train_function(*args: Any) -> Any:
+            result = run(*args)
+            if not self._carriers.embedded:
+                raise ValueError(
+                    "The train step of this model leaves the mark out. Expected an overridden `train_step` to call "
+                    f"`super().train_step(...)`. Received: {type(self).__name__}.train_step, which does not"
+                )
+            return result
+
+        self.train_function = train_function
+
     def train_step(self, *args: Any) -> Any:
         """Keras' own train step, inside the scope that shows the regularizers the batch's labels."""
         return self._step_in_scope(super().train_step, args, training=True)
@@ -189,16 +251,23 @@ class WatermarkedModel(keras.Model):
                 "The model's losses were computed without the mark's. Expected an overridden `compute_loss` to call "
                 f"`super().compute_loss(...)`. Received: {type(self).__name__}.compute_loss, which does not"
             )
+        self._carriers.embedded |= training
         return result
 
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
     ) -> Tensor:
-        """Keras' own loss; on the way it checks that each carrier fired once and updates the mark's metrics."""
+        """Keras' own loss and the mark's; on the way it checks that each carrier fired once and updates their metrics.
+
+        Raises:
+            ValueError: If a loss for training is asked for outside a train step of this class, or a carrier did not fire
+                exactly once or puts out a masked sequence.
+        """
         scope = current_label_scope()
         loss = super().compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training)
         if scope is None:
-            if training and self._carriers.metrics:
+            # To build the loss Keras asks for it on shapes alone, and an override may not hand `training` on.
+            if training and self._carriers.metrics and not in_symbolic_scope():
                 raise ValueError(
                     "The loss of a training step was asked for outside the scope that embeds the mark. Expected an overridden "
                     "`train_step` to call `super().train_step(...)`. "
@@ -258,6 +327,11 @@ class WatermarkedModel(keras.Model):
         """Carrier -> `(s, M)` trainable centres, for the carriers that have any. `release` leaves them behind."""
         return dict(self._carriers.centres)
 
+    def build_from_config(self, config: Any) -> None:
+        """Keras' own, which builds an archive's subclassed model by a call alone and leaves the hook out."""
+        super().build_from_config(config)
+        self._post_build()
+
     def _post_build(self) -> None:
         # Keras calls this hook when every layer is built and before the model's state is locked.
         super()._post_build()
@@ -265,13 +339,10 @@ class WatermarkedModel(keras.Model):
             regularizer = layer.activity_regularizer
             if not isinstance(regularizer, SignatureRegularizer):
                 continue
-            # A layer called on symbolic inputs knows its output; inside a subclassed model it fired while that was built.
-            output = getattr(layer, "output", None)
-            if output is not None:
-                regularizer.observe(tuple(keras.tree.flatten(output)[0].shape))
-            elif layer.built and "input_shape" in (layer.get_build_config() or {}):
-                # Built by the model's own `build`, never called yet.
-                regularizer.observe(tuple(layer.compute_output_shape(layer.get_build_config()["input_shape"])))
+            shape = _output_shape(layer)
+            if shape is not None:
+                _refuse_channels_first(layer, shape, regularizer.carrier)
+                regularizer.observe(shape)
             if regularizer.num_units is not None:
                 self._add_carrier(regularizer)
         scope = current_label_scope()
@@ -294,6 +365,27 @@ class WatermarkedModel(keras.Model):
         if regularizer.owner_key is not None and all(m.regularizer is not regularizer for m in self._carriers.metrics):
             regularizer.build()
             self._carriers.metrics.append(CarrierMetric(regularizer))
+
+
+def _output_shape(layer: keras.Layer) -> tuple[int | None, ...] | None:
+    # A layer called on symbolic inputs knows its output; inside a subclassed model it fired while that was built.
+    output = getattr(layer, "output", None)
+    if output is not None:
+        return tuple(keras.tree.flatten(output)[0].shape)
+    if layer.built and "input_shape" in (layer.get_build_config() or {}):
+        # Built by the model's own `build`, never called yet.
+        return tuple(layer.compute_output_shape(layer.get_build_config()["input_shape"]))
+    return None
+
+
+def _refuse_channels_first(layer: keras.Layer, shape: tuple[int | None, ...], carrier: Carrier) -> None:
+    # Flattened features have no order that matters, and a pooled output no inner axes.
+    if getattr(layer, "data_format", None) == "channels_first" and carrier.pooling == "mean" and len(shape) > 2:
+        raise ValueError(
+            f"The layer of carrier {carrier.name!r} puts its channels first, where the mean would be taken over the wrong axes. "
+            'Expected `data_format="channels_last"`, or a carrier with `pooling="flatten"`. '
+            f'Received: data_format="channels_first" in layer {layer.name!r}'
+        )
 
 
 _FIRED_NEVER_OR_OFTEN = {
@@ -331,13 +423,20 @@ class WatermarkedSequential(WatermarkedModel, keras.Sequential):
     """
 
 
-def _make_functional(cls: type) -> type:
-    """Gives a subclass that builds itself functionally the functional base, and leaves `WatermarkedModel` as it is.
+@functools.cache
+def _functional_sibling(cls: type) -> type:
+    """The class of those models of `cls` that are built functionally: its name and overrides, with the functional base.
 
-    Keras would replace `keras.Model` at the root of the hierarchy, `WatermarkedModel`'s own base with it.
+    Keras would give `cls` and all above it that base, for good: a later subclass with a `call` of its own would break.
     """
-    if cls is WatermarkedModel:
-        return WatermarkedFunctional
-    if issubclass(cls, WatermarkedModel):
-        cls.__bases__ = tuple(_make_functional(base) for base in cls.__bases__)
-    return cls
+    sibling = type(
+        cls.__name__,
+        (cls, WatermarkedFunctional),
+        {"__doc__": cls.__doc__, "__module__": cls.__module__, "__qualname__": cls.__qualname__},
+    )
+    package, registered, name = keras.saving.get_registered_name(cls).partition(">")
+    if registered:
+        # Archives hold the name of `cls` and revive `cls`, which stands last.
+        for each in (sibling, cls):
+            keras.saving.register_keras_serializable(package, name)(each)
+    return sibling

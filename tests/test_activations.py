@@ -113,13 +113,13 @@ def test_membership_is_one_hot_of_carrier_classes_and_zero_elsewhere(dtype):
     labels = np.array([7, 2, -1, 0, 2], dtype)
     membership = _numpy(class_membership(labels, (2, 7)))
     assert membership.dtype == np.float32
-    assert membership.tolist() == [[0, 1], [1, 0], [0, 0], [0, 0], [1, 0]]
+    assert membership.tolist() == [[0, 1, 0, 0, 1], [1, 0, 0, 0, 0]]
 
 
 def test_membership_accepts_unsigned_labels():
     """MNIST's labels come as uint8."""
     labels = np.array([9, 0, 255], "uint8")
-    assert _numpy(class_membership(labels, range(10))).sum(axis=1).tolist() == [1, 1, 0]
+    assert _numpy(class_membership(labels, range(10))).sum(axis=0).tolist() == [1, 1, 0]
 
 
 def test_membership_does_not_wrap_classes_into_a_narrow_label_type():
@@ -133,9 +133,9 @@ def test_membership_does_not_wrap_classes_into_a_narrow_label_type():
     labels=st.lists(st.integers(-1, 5), min_size=1, max_size=8),
     classes=st.lists(st.integers(0, 5), min_size=1, max_size=4, unique=True),
 )
-def test_membership_columns_count_their_class(labels, classes):
+def test_membership_rows_count_their_class(labels, classes):
     membership = _numpy(class_membership(np.array(labels), classes))
-    assert membership.sum(axis=0).tolist() == [labels.count(label) for label in classes]
+    assert membership.sum(axis=1).tolist() == [labels.count(label) for label in classes]
 
 
 @settings(deadline=None, max_examples=50)
@@ -151,7 +151,7 @@ def test_class_sums_equal_numpys(data, num_rows, num_units, num_classes):
 
 def test_class_sums_of_half_precision_features_are_float32():
     """300 rows of 256.0 overflow float16, which ends at 65504."""
-    sums, counts = class_sums(np.full((300, 2), 256.0, "float16"), np.ones((300, 1), "float32"))
+    sums, counts = class_sums(np.full((300, 2), 256.0, "float16"), np.ones((1, 300), "float32"))
     assert _numpy(sums).dtype == _numpy(counts).dtype == np.float32
     assert _numpy(sums).tolist() == [[76800.0, 76800.0]]
     assert _numpy(counts).tolist() == [300.0]
@@ -264,28 +264,28 @@ def _two_dense(first_regularizer=None):
 
 
 def test_recorded_activations_are_the_layers_outputs():
-    """After the activation function, as the regularizer sees them; the model's answer stands under the empty name."""
+    """After the activation function, as the regularizer sees them."""
     model, x = _two_dense(), _random(5, 4)
-    ((rows, outputs),) = record_activations(model, x, {"first": model.get_layer("first")})
+    ((rows, outputs, answer),) = record_activations(model, x, {"first": model.get_layer("first")})
     kernel, bias = model.get_layer("first").get_weights()
     assert rows == slice(0, 5)
-    assert set(outputs) == {"first", ""}
+    assert set(outputs) == {"first"}
     np.testing.assert_allclose(_numpy(outputs["first"][0]), np.maximum(x @ kernel + bias, 0), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(_numpy(outputs[""][0]), model.predict(x, verbose=0), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(_numpy(answer), model.predict(x, verbose=0), rtol=1e-4, atol=1e-5)
 
 
 def test_recorded_activations_come_in_batches_that_cover_all_rows():
     model, x = _two_dense(), _random(7, 4)
     parts = list(record_activations(model, x, named_layers(model), batch_size=3))
-    ((_, whole),) = record_activations(model, x, named_layers(model))
-    assert [rows for rows, _ in parts] == [slice(0, 3), slice(3, 6), slice(6, 7)]
-    joined = np.concatenate([_numpy(outputs["second"][0]) for _, outputs in parts])
+    ((_, whole, _),) = record_activations(model, x, named_layers(model))
+    assert [rows for rows, _, _ in parts] == [slice(0, 3), slice(3, 6), slice(6, 7)]
+    joined = np.concatenate([_numpy(outputs["second"][0]) for _, outputs, _ in parts])
     np.testing.assert_allclose(joined, _numpy(whole["second"][0]), rtol=1e-4, atol=1e-5)
 
 
 def test_recording_is_in_inference_mode():
     model = keras.Sequential([keras.Input((4,)), layers.Dropout(0.9, name="dropout")])
-    ((_, outputs),) = record_activations(model, np.ones((8, 4), "float32"), named_layers(model))
+    ((_, outputs, _),) = record_activations(model, np.ones((8, 4), "float32"), named_layers(model))
     np.testing.assert_array_equal(_numpy(outputs["dropout"][0]), np.ones((8, 4)))
 
 
@@ -320,10 +320,10 @@ def test_recording_shows_a_layer_called_twice_in_the_order_of_its_calls():
     shared = layers.Dense(4, name="shared")
     inputs = keras.Input((4,))
     model = keras.Model(inputs, shared(shared(inputs)))
-    ((_, outputs),) = record_activations(model, _random(3, 4), {"shared": shared})
+    ((_, outputs, answer),) = record_activations(model, _random(3, 4), {"shared": shared})
     first, second = outputs["shared"]
     np.testing.assert_allclose(_numpy(shared(first)), _numpy(second), rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(_numpy(second), _numpy(outputs[""][0]))
+    np.testing.assert_array_equal(_numpy(second), _numpy(answer))
 
 
 def test_recording_accepts_a_dict_of_inputs():
@@ -331,8 +331,8 @@ def test_recording_accepts_a_dict_of_inputs():
     model = keras.Model({"left": left, "right": right}, layers.Concatenate(name="join")([left, right]))
     x = {"left": _random(5, 2), "right": _random(5, 3)}
     parts = list(record_activations(model, x, named_layers(model), batch_size=2))
-    assert [rows.stop for rows, _ in parts] == [2, 4, 5]
-    joined = np.concatenate([_numpy(outputs["join"][0]) for _, outputs in parts])
+    assert [rows.stop for rows, _, _ in parts] == [2, 4, 5]
+    joined = np.concatenate([_numpy(outputs["join"][0]) for _, outputs, _ in parts])
     np.testing.assert_array_equal(joined, np.concatenate([x["left"], x["right"]], axis=1))
 
 
@@ -340,7 +340,7 @@ def test_recording_shows_no_output_of_a_layer_that_does_not_fire():
     """`TimeDistributed` calls the layer inside it past the place where activity regularizers are called."""
     inputs = keras.Input((5, 4))
     model = keras.Model(inputs, layers.TimeDistributed(layers.Dense(2, name="dense"), name="each_step")(inputs))
-    ((_, outputs),) = record_activations(model, _random(3, 5, 4), named_layers(model))
+    ((_, outputs, _),) = record_activations(model, _random(3, 5, 4), named_layers(model))
     assert outputs["each_step/dense"] == []
     assert len(outputs["each_step"]) == 1
 
@@ -363,5 +363,90 @@ def test_recording_works_for_every_kind_of_model(kind):
                 return self.dense(inputs)
 
         model = Model()
-    ((_, outputs),) = record_activations(model, _random(3, 4), {"dense": dense})
-    np.testing.assert_array_equal(_numpy(outputs["dense"][0]), _numpy(outputs[""][0]))
+    ((_, outputs, answer),) = record_activations(model, _random(3, 4), {"dense": dense})
+    np.testing.assert_array_equal(_numpy(outputs["dense"][0]), _numpy(answer))
+
+
+def test_a_layer_without_a_name_is_not_mixed_up_with_the_answer():
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(3, name=""), layers.Dense(2)])
+    ((_, outputs, answer),) = record_activations(model, _random(5, 4), named_layers(model))
+    assert [tuple(output.shape) for output in outputs[""]] == [(5, 3)]
+    assert tuple(answer.shape) == (5, 2)
+
+
+def _recurrent(layer, shape=(5, 3)):
+    inputs = keras.Input(shape)
+    return keras.Model(inputs, layer(inputs))
+
+
+@pytest.mark.parametrize(
+    ("model", "calls"),
+    [
+        (lambda: _recurrent(layers.LSTM(6, name="rnn")), {"rnn": 1, "rnn/lstm_cell": 0}),
+        (lambda: _recurrent(layers.GRU(6, name="rnn")), {"rnn": 1, "rnn/gru_cell": 0}),
+        (lambda: _recurrent(layers.SimpleRNN(6, name="rnn")), {"rnn": 1, "rnn/simple_rnn_cell": 0}),
+        (lambda: _recurrent(layers.LSTM(6, name="rnn", unroll=True)), {"rnn": 1, "rnn/lstm_cell": 0}),
+        (
+            lambda: _recurrent(layers.RNN([layers.GRUCell(6, name="a"), layers.LSTMCell(6, name="b")], name="rnn")),
+            {"rnn": 1, "rnn/stacked_rnn_cells": 0, "rnn/stacked_rnn_cells/a": 0, "rnn/stacked_rnn_cells/b": 0},
+        ),
+        (
+            lambda: _recurrent(layers.ConvLSTM2D(6, 2, name="rnn"), (3, 4, 4, 2)),
+            {"rnn": 1, "rnn/conv_lstm_cell": 0},
+        ),
+        (
+            lambda: _recurrent(layers.Bidirectional(layers.LSTM(6, name="rnn"), name="both")),
+            {
+                "both": 1,
+                "both/forward_rnn": 1,
+                "both/forward_rnn/lstm_cell": 0,
+                "both/backward_rnn": 1,
+                "both/backward_rnn/lstm_cell": 0,
+            },
+        ),
+    ],
+    ids=["LSTM", "GRU", "SimpleRNN", "unrolled", "stacked cells", "ConvLSTM2D", "Bidirectional"],
+)
+def test_recording_does_not_listen_inside_a_recurrent_layer(model, calls):
+    """A cell fires at every time step of a loop in Python, and never in cuDNN's kernel or in JAX's compiled loop."""
+    keras.utils.clear_session()
+    model = model()
+    x = _random(3, *model.input_shape[1:])
+    ((_, outputs, _),) = record_activations(model, x, named_layers(model))
+    assert {path: len(each) for path, each in outputs.items() if path != "input_layer"} == calls
+
+
+def test_recording_leaves_out_what_only_stands_in_for_a_tensor():
+    """Inside a compiled function or loop a layer puts out a tracer, which is of no use once that has ended."""
+
+    class Traced(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.inside = layers.Dense(3, name="inside")
+            self.outside = layers.Dense(2, name="outside")
+
+        def build(self, shape):
+            self.inside.build(shape)
+            self.outside.build((None, 3))
+            self.built = True
+
+        def call(self, inputs):
+            return self.outside(_compiled(self.inside)(inputs))
+
+    model = Traced()
+    ((_, outputs, answer),) = record_activations(model, _random(3, 4), named_layers(model))
+    assert len(outputs["outside"]) == 1
+    assert all(_numpy(output).shape == (3, 3) for output in outputs["inside"])
+    assert _numpy(answer).shape == (3, 2)
+
+
+def _compiled(function):
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        return tf.function(function)
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return jax.jit(function)
+    return function  # PyTorch has concrete tensors everywhere.

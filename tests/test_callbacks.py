@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 import deepsigns_tf as ds
+from deepsigns_tf.candidates import Place, candidate_means
 from deepsigns_tf.owner_key import CarrierLayer
-from deepsigns_tf.verification import SignatureReader, candidate_means
+from deepsigns_tf.readings import SignatureReader
 
 ENTRIES = ["features_key_bit_error_rate", "features_key_margin", "features_key_signature_loss"]
 
@@ -79,7 +80,8 @@ def test_every_carrier_has_entries_of_its_own(blobs, compile_model):
     history = model.fit(*blobs, callbacks=[ds.SignatureLogger(key)], verbose=0).history
     key = key.with_layers([CarrierLayer("early", "first", 48), CarrierLayer("late", "second", 64)])
     for carrier, path, width in (("early", "first", 48), ("late", "second", 64)):
-        reading = SignatureReader(key, carrier, width).read(candidate_means(model, key)[0][carrier][path])
+        means = candidate_means(model, key)[carrier].means[Place(path, 0)]
+        reading = SignatureReader(key, carrier, width).read(means)
         assert history[f"{carrier}_key_bit_error_rate"] == [reading.bit_error_rate]
 
 
@@ -121,19 +123,7 @@ def test_reading_changes_nothing_in_training(owner_key, marked_training):
         np.testing.assert_array_equal(keras.ops.convert_to_numpy(read), keras.ops.convert_to_numpy(unread))
 
 
-@pytest.fixture
-def scalars_without_tensorboard(monkeypatch):
-    """Keras' callback needs the package tensorboard for scalars alone: TensorFlow writes the same record itself."""
-    # The module that Keras imports; `tf.summary` is another object.
-    import tensorflow.summary as summary
-
-    def scalar(name, data, step=None, description=None):
-        return summary.write(name, keras.ops.cast(data, "float32"), step=step)
-
-    monkeypatch.setattr(summary, "scalar", scalar)
-
-
-def test_tensorboard_after_it_draws_its_entries(owner_key, marked_training, tmp_path, scalars_without_tensorboard):
+def test_tensorboard_after_it_draws_its_entries(owner_key, marked_training, tmp_path):
     import tensorflow as tf
 
     callbacks = [ds.SignatureLogger(owner_key), keras.callbacks.TensorBoard(tmp_path, write_graph=False)]
@@ -158,3 +148,63 @@ def test_a_key_without_key_inputs_is_refused():
         "This key cannot read a mark yet. Expected a key with key inputs, set by `with_key_inputs` before training. "
         "Received: a key without key inputs"
     )
+
+
+class Epochs(keras.callbacks.Callback):
+    """Counts the epochs that begin."""
+
+    begun = 0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.begun += 1
+
+
+@pytest.mark.any_backend
+@pytest.mark.parametrize("case", ["another key", "another carrier", "no mark"])
+def test_a_model_that_another_key_marks_is_refused_before_the_first_epoch(
+    blobs, owner_key, build_mlp, compile_model, case
+):
+    name = "other" if case == "another carrier" else "features"
+    other = ds.OwnerKey.generate("ACME Vision", [ds.Carrier(name, range(4), 32)])
+    if case == "no mark":
+        model, received = build_mlp(), "carriers []"
+    else:
+        model = build_mlp(ds.SignatureRegularizer(other, name), ds.WatermarkedModel)
+        received = f"carriers ['{name}'], keys with fingerprints ['{other.fingerprint}']"
+    epochs = Epochs()
+    with pytest.raises(ValueError) as error:
+        compile_model(model).fit(*blobs, callbacks=[ds.SignatureLogger(owner_key), epochs], verbose=0)
+    assert str(error.value) == (
+        "This model was not marked with this key. Expected one layer for each of the carriers ['features'], marked by the key "
+        f"with fingerprint {owner_key.fingerprint}. Received: {received}"
+    )
+    assert epochs.begun == 0
+
+
+@pytest.mark.any_backend
+def test_a_logger_reads_one_model_after_another(blobs, owner_key, compile_model):
+    """The second is wider than the first: what was derived for the first does not fit it."""
+    logger = ds.SignatureLogger(owner_key)
+    for num_units in (64, 96):
+        inputs = keras.Input((16,))
+        regularizer = ds.SignatureRegularizer(owner_key, "features")
+        x = keras.layers.Dense(num_units, activity_regularizer=regularizer)(inputs)
+        model = compile_model(ds.WatermarkedModel(inputs, keras.layers.Dense(4)(x)))
+        history = model.fit(*blobs, callbacks=[logger], verbose=0).history
+        assert 0.0 <= history["features_key_bit_error_rate"][0] < 0.6
+
+
+@pytest.mark.any_backend
+def test_a_subclassed_model_that_is_built_by_training_is_read(blobs, owner_key, compile_model):
+    class Network(ds.WatermarkedModel):
+        def __init__(self):
+            super().__init__()
+            regularizer = ds.SignatureRegularizer(owner_key, "features")
+            self.hidden = keras.layers.Dense(128, activity_regularizer=regularizer)
+            self.head = keras.layers.Dense(4)
+
+        def call(self, inputs):
+            return self.head(self.hidden(inputs))
+
+    history = compile_model(Network()).fit(*blobs, callbacks=[ds.SignatureLogger(owner_key)], verbose=0).history
+    assert set(ENTRIES) <= set(history)

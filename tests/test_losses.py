@@ -171,13 +171,16 @@ def test_signature_loss_refuses_shapes_that_would_broadcast(logits, signs, prese
 # Clustering loss.
 
 ACTIVATIONS = np.array([[1.0, 2.0], [3.0, 1.0], [0.0, 5.0], [9.0, 9.0]], "float32")
-# Rows of class 0, 1, 0 and one to ignore; class 2 is absent.
-MEMBERSHIP = np.array([[1, 0, 0], [0, 1, 0], [1, 0, 0], [0, 0, 0]], "float32")
+# Examples of class 0, 1, 0 and one to ignore, a column each; class 2 is absent.
+MEMBERSHIP = np.array([[1, 0, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0]], "float32")
 CENTRES = np.array([[0.5, 3.0], [0.75, 3.25], [4.0, 0.0]], "float32")
+# Activations and membership of a batch that attracts neither of two centres.
+NOTHING = np.zeros((1, 2), "float32"), np.zeros((2, 1), "float32")
 
 
 def _clustering_oracle(activations, membership, centres, separation):
-    rows = [(f, centres[m.argmax()]) for f, m in zip(activations, membership, strict=True) if m.any()]
+    columns = np.transpose(membership)
+    rows = [(f, centres[m.argmax()]) for f, m in zip(activations, columns, strict=True) if m.any()]
     attraction = np.mean([np.sum((f - centre) ** 2) for f, centre in rows]) if rows else 0.0
     pairs = itertools.permutations(centres, 2)
     hinges = [max(0.0, separation - np.sum((one - other) ** 2)) for one, other in pairs]
@@ -194,7 +197,7 @@ def test_clustering_loss_equals_a_sum_by_hand(separation):
 
 def test_clustering_loss_ignores_unlabelled_rows():
     masked = clustering_loss(ACTIVATIONS, MEMBERSHIP, CENTRES)
-    sliced = clustering_loss(ACTIVATIONS[:3], MEMBERSHIP[:3], CENTRES)
+    sliced = clustering_loss(ACTIVATIONS[:3], MEMBERSHIP[:, :3], CENTRES)
     assert float(masked) == pytest.approx(float(sliced), rel=1e-6)
 
 
@@ -204,7 +207,7 @@ def test_clustering_loss_without_labelled_rows_is_the_repulsion_alone():
 
 
 def test_clustering_loss_of_one_class_has_no_repulsion():
-    value = clustering_loss(ACTIVATIONS[:2], np.ones((2, 1), "float32"), np.zeros((1, 2), "float32"))
+    value = clustering_loss(ACTIVATIONS[:2], np.ones((1, 2), "float32"), np.zeros((1, 2), "float32"))
     assert float(value) == 7.5
 
 
@@ -212,25 +215,24 @@ def test_clustering_loss_of_one_class_has_no_repulsion():
 def test_repulsion_ends_where_the_squared_distance_reaches_the_separation(distance, expected):
     """The paper's repulsion has no lower bound; here separation 4 ends it at distance 2."""
     centres = np.array([[0.0, 0.0], [distance, 0.0]], "float32")
-    value = clustering_loss(np.zeros((1, 2), "float32"), np.zeros((1, 2), "float32"), centres, separation=4.0)
+    value = clustering_loss(*NOTHING, centres, separation=4.0)
     assert float(value) == expected
 
 
 def test_centres_apart_feel_no_repulsion_and_close_ones_do():
-    nothing = np.zeros((1, 2), "float32")
     apart = np.array([[0.0, 0.0], [2.0, 0.0]], "float32")
     close = np.array([[0.0, 0.0], [0.5, 0.0]], "float32")
-    np.testing.assert_array_equal(_gradient(lambda c: clustering_loss(nothing, nothing, c), apart), np.zeros((2, 2)))
+    np.testing.assert_array_equal(_gradient(lambda c: clustering_loss(*NOTHING, c), apart), np.zeros((2, 2)))
     # Two ordered pairs, divided by s (s - 1) = 2: d/dc_1 of 1 - |c_1 - c_0|^2.
     np.testing.assert_allclose(
-        _gradient(lambda c: clustering_loss(nothing, nothing, c), close), [[1.0, 0.0], [-1.0, 0.0]], rtol=1e-5
+        _gradient(lambda c: clustering_loss(*NOTHING, c), close), [[1.0, 0.0], [-1.0, 0.0]], rtol=1e-5
     )
 
 
 def test_gradient_of_the_attraction_has_its_closed_form():
     """2 (f - mu_y) / n towards the activations, and 0 for rows to ignore; separation 0 leaves the attraction alone."""
     gradient = _gradient(lambda f: clustering_loss(f, MEMBERSHIP, CENTRES, separation=0.0), ACTIVATIONS)
-    expected = 2.0 * (ACTIVATIONS - MEMBERSHIP @ CENTRES) / 3.0
+    expected = 2.0 * (ACTIVATIONS - MEMBERSHIP.T @ CENTRES) / 3.0
     expected[3] = 0.0
     np.testing.assert_allclose(gradient, expected, rtol=1e-5)
 
@@ -252,12 +254,12 @@ def test_clustering_loss_is_never_negative(data, num_classes, separation):
     numbers = st.floats(-10, 10, width=32)
     centres = np.array(data.draw(st.lists(numbers, min_size=2 * num_classes, max_size=2 * num_classes)), "float32")
     labels = data.draw(st.lists(st.integers(-1, num_classes - 1), min_size=4, max_size=4))
-    membership = (np.array(labels)[:, None] == np.arange(num_classes)).astype("float32")
+    membership = (np.arange(num_classes)[:, None] == np.array(labels)).astype("float32")
     assert float(clustering_loss(ACTIVATIONS, membership, centres.reshape(num_classes, 2), separation)) >= 0.0
 
 
 def test_clustering_loss_is_zero_at_its_minimum():
-    activations = MEMBERSHIP @ CENTRES
+    activations = MEMBERSHIP.T @ CENTRES
     assert float(clustering_loss(activations, MEMBERSHIP, CENTRES, separation=0.0)) == 0.0
 
 
@@ -271,7 +273,7 @@ def test_clustering_loss_is_float32_whatever_the_precision(dtype):
 
 def test_attraction_sums_squares_and_counts_over_replicas():
     """Two replicas with 1 and 2 labelled rows give the loss of one device, which no mean of their losses is."""
-    parts = [(ACTIVATIONS[:1], MEMBERSHIP[:1]), (ACTIVATIONS[1:], MEMBERSHIP[1:])]
+    parts = [(ACTIVATIONS[:1], MEMBERSHIP[:, :1]), (ACTIVATIONS[1:], MEMBERSHIP[:, 1:])]
     local = []
     for activations, membership in parts:
         seen = []

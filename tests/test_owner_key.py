@@ -15,15 +15,18 @@ import zipfile
 
 import hypothesis
 import hypothesis.strategies as st
+import keras
 import numpy as np
 import pytest
 
 from deepsigns_tf import Carrier, DecisionRule, OwnerKey, SignatureRegularizer
+from deepsigns_tf.activations import class_membership
 from deepsigns_tf.owner_key import CarrierLayer, KeyInputs
 
 SEED = bytes(range(32))
 MAGIC = b"deepsigns_tf owner key\n"
 LAYERS = [CarrierLayer("features", "hidden", 128)]
+_INPUTS = np.arange(8, dtype=np.float32).reshape(4, 2)
 
 
 def make_key(**changes):
@@ -79,14 +82,23 @@ def test_carrier_refuses_a_bad_name(name):
     )
 
 
-@pytest.mark.parametrize("classes", [[], [-1], [0, -1], [True], [0.0], ["0"], [None]])
+@pytest.mark.parametrize("classes", [[], [-1], [0, -1], [True], [0.0], ["0"], [None], [2**24], [0, 2**31], [2**64]])
 def test_carrier_refuses_bad_classes(classes):
     with pytest.raises(ValueError) as error:
         Carrier("features", classes, 32)
     assert str(error.value) == (
-        "Invalid value for argument `classes`. Expected at least one class label, each an integer >= 0. "
+        "Invalid value for argument `classes`. Expected at least one class label, each an integer in [0, 2^24). "
         f"Received: classes={classes}"
     )
+
+
+@pytest.mark.any_backend
+@pytest.mark.parametrize("dtype", [np.int32, np.int64, np.float32])
+def test_the_largest_class_is_told_from_its_neighbours_in_every_type_of_label(dtype):
+    """As int32 a label of 2^32 + 3 would be 3, as float32 one of 2^24 + 1 would be 2^24."""
+    (largest,) = Carrier("features", [2**24 - 1], 32).classes
+    labels = np.array([largest - 1, largest, largest + 1], dtype)
+    assert keras.ops.convert_to_numpy(class_membership(labels, [largest])).tolist() == [[0.0, 1.0, 0.0]]
 
 
 def test_carrier_refuses_a_class_that_stands_twice():
@@ -189,6 +201,48 @@ def test_key_refuses_no_carriers_and_names_that_repeat(names):
     assert str(error.value) == (
         "Invalid value for argument `carriers`. Expected at least one carrier, each with a name of its own. "
         f"Received: names={names}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "expected", "received"),
+    [
+        ("carriers", ["features"], "a sequence of Carrier", "['str']"),
+        ("carriers", "ab", "a sequence of Carrier", "['str', 'str']"),
+        ("carriers", [Carrier("features", [0], 64), None], "a sequence of Carrier", "['Carrier', 'NoneType']"),
+        ("carriers", Carrier("features", [0], 64), "a sequence of Carrier", "a Carrier"),
+        ("layers", ["hidden"], "a sequence of CarrierLayer", "['str']"),
+        ("layers", 3, "a sequence of CarrierLayer", "a int"),
+        ("decision", "hard", "a DecisionRule", "a str"),
+        ("decision", {"test": "hard"}, "a DecisionRule", "a dict"),
+        ("key_inputs", _INPUTS, "KeyInputs or None", "a ndarray"),
+        ("key_inputs", (), "KeyInputs or None", "a tuple"),
+    ],
+)
+def test_key_refuses_parts_of_another_type(argument, value, expected, received):
+    with pytest.raises(ValueError) as error:
+        make_key(**{argument: value})
+    assert str(error.value) == (f"Invalid value for argument `{argument}`. Expected {expected}. Received: {received}")
+
+
+def test_generating_a_key_refuses_parts_of_another_type():
+    for generate in (
+        lambda: OwnerKey.generate("ACME Vision", ["features"]),
+        lambda: OwnerKey.generate("ACME Vision", Carrier("features", [0], 64)),
+        lambda: OwnerKey.generate("ACME Vision", [Carrier("features", [0], 64)], decision="hard"),
+    ):
+        with pytest.raises(ValueError, match="^Invalid value for argument `(carriers|decision)`. Expected a "):
+            generate()
+
+
+@pytest.mark.parametrize(("labels", "missing"), [([0, 0, 0, 0], [1]), ([1, -1, 7, 1], [0]), ([-1, -1, 7, 7], [0, 1])])
+def test_key_refuses_key_inputs_without_an_example_of_a_class(labels, missing):
+    """Its mean would be 0 / 0 when the mark is read."""
+    with pytest.raises(ValueError) as error:
+        make_key(key_inputs=KeyInputs(_INPUTS, labels))
+    assert str(error.value) == (
+        "The key inputs do not fit the carriers. Expected an example of each carrier class. "
+        f"Received: none of the classes {missing}"
     )
 
 
@@ -604,9 +658,6 @@ def _with_inputs(inputs, labels=(0, 1, 0, 1)):
     return {"key_inputs": KeyInputs(inputs, np.array(labels))}
 
 
-_INPUTS = np.arange(8, dtype=np.float32).reshape(4, 2)
-
-
 @pytest.mark.parametrize(
     "changes",
     [
@@ -619,7 +670,7 @@ _INPUTS = np.arange(8, dtype=np.float32).reshape(4, 2)
         pytest.param({"carriers": [Carrier("features", [0, 1], 32, projection="gaussian")]}, id="projection"),
         pytest.param({"decision": DecisionRule("soft")}, id="test"),
         pytest.param({"decision": DecisionRule(alpha=1e-20)}, id="alpha"),
-        pytest.param({"decision": DecisionRule(alpha_committed=1e-5)}, id="alpha of committed claims"),
+        pytest.param({"decision": DecisionRule(alpha_committed=1e-7)}, id="alpha of committed claims"),
         pytest.param(_with_inputs(np.nextafter(_INPUTS, 9)), id="content"),
         pytest.param(_with_inputs(_INPUTS.astype(np.float64)), id="dtype"),
         pytest.param(_with_inputs(_INPUTS.reshape(4, 1, 2)), id="shape"),
@@ -746,7 +797,7 @@ def test_config_of_a_regularizer_shows_neither_seed_nor_bits():
     config = regularizer.get_config()
     assert not shows_seed(json.dumps(config))
     assert not shows_seed(repr(config) + repr(regularizer))
-    assert set(config) == {"carrier", "key_fingerprint", "strength", "centres", "clustering_strength"}
+    assert set(config) == {"carrier", "key_fingerprint", "strength", "centres", "clustering_strength", "separation"}
     assert config["carrier"] == key.carriers[0].to_dict()
 
 
@@ -802,7 +853,7 @@ def umask():
         pytest.param(_with_inputs({"b": _INPUTS, "a": numbered(4, (5,), np.int64)}), id="dict"),
         pytest.param(_with_inputs({"b": _INPUTS, "a": _INPUTS}) | {"layers": LAYERS}, id="dict and layers"),
         pytest.param({"owner": "Zoë & Søn — 株式会社"}, id="other alphabets"),
-        pytest.param({"decision": DecisionRule("soft", 1e-20, 1e-3)}, id="another rule"),
+        pytest.param({"decision": DecisionRule("soft", 1e-20, 1e-7)}, id="another rule"),
         pytest.param({"carriers": [Carrier("a", (9, 0), 31, "flatten", "gaussian")]}, id="another carrier"),
         pytest.param(
             {

@@ -132,7 +132,7 @@ def test_allowed_errors_are_the_most_that_reach_the_level(num_bits, log10_alpha)
 def test_a_perfect_match_reaches_its_own_chance():
     """No last digit of a logarithm stands between n perfect bits and a level of 2^-n."""
     for num_bits in range(64, 1000):
-        rule = DecisionRule(alpha=2.0**-num_bits, alpha_committed=0.9)
+        rule = DecisionRule(alpha=2.0**-num_bits)
         assert allowed_errors(num_bits, rule.log10_alpha(committed=False)) == 0
 
 
@@ -270,9 +270,9 @@ def test_decision_rule_defaults():
 
 
 def test_level_depends_on_the_commitment():
-    rule = DecisionRule("soft", alpha=1e-20, alpha_committed=1e-3)
+    rule = DecisionRule("soft", alpha=1e-20, alpha_committed=1e-7)
     assert rule.log10_alpha(committed=False) == pytest.approx(-20.0, rel=1e-15)
-    assert rule.log10_alpha(committed=True) == pytest.approx(-3.0, rel=1e-15)
+    assert rule.log10_alpha(committed=True) == pytest.approx(-7.0, rel=1e-15)
 
 
 def test_decision_rule_cannot_be_changed():
@@ -292,14 +292,16 @@ def test_unknown_test_is_refused(test):
 @pytest.mark.parametrize(
     ("alpha", "alpha_committed"),
     [
-        (0.0, 0.5),
-        (-0.1, 0.5),
+        (0.0, 1e-6),
+        (-0.1, 1e-6),
         (1e-20, 1e-21),
         (1e-20, 1.0),
-        (1e-19, 0.5),
-        (math.nan, 0.5),
+        (1e-20, 0.5),
+        (1e-20, math.nextafter(1e-6, 1.0)),
+        (1e-19, 1e-6),
+        (math.nan, 1e-6),
         (1e-20, math.nan),
-        ("1e-20", 0.5),
+        ("1e-20", 1e-6),
         (1e-20, None),
     ],
 )
@@ -307,7 +309,7 @@ def test_levels_out_of_range_are_refused(alpha, alpha_committed):
     with pytest.raises(ValueError) as error:
         DecisionRule(alpha=alpha, alpha_committed=alpha_committed)
     assert str(error.value) == (
-        "Invalid levels of the decision rule. Expected 0 < alpha <= 2^-64 and alpha <= alpha_committed < 1. "
+        "Invalid levels of the decision rule. Expected 0 < alpha <= 2^-64 and alpha <= alpha_committed <= 1e-6. "
         f"Received: alpha={alpha!r}, alpha_committed={alpha_committed!r}"
     )
 
@@ -321,3 +323,13 @@ def test_correction_multiplies_by_the_hypotheses_and_stops_at_one():
     assert corrected_log10_p(-8.0, 100) == pytest.approx(-6.0)
     assert corrected_log10_p(-2.0, 1000) == 0.0
     assert corrected_log10_p(0.0, 1) == 0.0
+
+
+@pytest.mark.parametrize("num_hypotheses", [0, -1, 0.5, math.nan])
+def test_a_correction_that_would_make_p_smaller_is_refused(num_hypotheses):
+    with pytest.raises(ValueError) as error:
+        corrected_log10_p(-8.0, num_hypotheses)
+    assert str(error.value) == (
+        "The number of hypotheses tried is out of range. Expected num_hypotheses >= 1. "
+        f"Received: num_hypotheses={num_hypotheses!r}"
+    )

@@ -11,6 +11,15 @@ import deepsigns_tf as ds
 
 EPOCHS = 10
 KEY_BIT_ERROR_RATE = "features_key_bit_error_rate"
+# What a regularizer and `fit` need to mark. Learned centres start at 0 and drag the activations after them: they need more
+# strength and more steps.
+HOW_TO_MARK = {
+    "batch": ({}, {}),
+    "learned": (
+        {"centres": "learned", "strength": 10.0, "clustering_strength": 0.3},
+        {"batch_size": 16, "epochs": 30},
+    ),
+}
 
 
 @pytest.fixture
@@ -110,13 +119,13 @@ def test_mixed_precision(policy, build_marked, compile_model, fit):
 @pytest.mark.any_backend
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"], indirect=True)
 def test_learned_centres_stay_float32_under_mixed_precision(policy, build_marked, compile_model, fit):
-    model = compile_model(build_marked(centres="learned", strength=3.0))
-    history = fit(model, epochs=2)
+    settings, fit_settings = HOW_TO_MARK["learned"]
+    model = compile_model(build_marked(**settings))
+    _assert_marked(fit(model, **fit_settings))
     assert model.learned_centres["features"].dtype == "float32"
     # Half precision would round them to 8 or 11 bits.
     centres = model.learned_centres["features"].numpy()
     assert (centres != centres.astype("float16").astype("float32")).any()
-    assert history["features_signature_loss"][-1] < history["features_signature_loss"][0]
 
 
 @pytest.mark.any_backend
@@ -208,9 +217,10 @@ def test_checkpoint_goes_on_in_the_keys_scope(build_marked, compile_model, fit, 
 
 
 @pytest.mark.any_backend
-@pytest.mark.parametrize("centres", ["batch", "learned"])
+@pytest.mark.parametrize("centres", HOW_TO_MARK)
 def test_backup_resumes_an_interrupted_training(centres, build_marked, compile_model, fit, tmp_path):
     """A new process would build the model anew: weights, optimizer and learned centres come from the backup."""
+    settings, fit_settings = HOW_TO_MARK[centres]
 
     class Interruption(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):
@@ -228,16 +238,16 @@ def test_backup_resumes_an_interrupted_training(centres, build_marked, compile_m
     interruption, watch = Interruption(), Watch()
     with pytest.raises(KeyboardInterrupt):
         callbacks = [keras.callbacks.BackupAndRestore(str(tmp_path / "backup")), interruption]
-        fit(compile_model(build_marked(centres=centres)), callbacks=callbacks)
-    model = compile_model(build_marked(centres=centres))
-    history = fit(model, callbacks=[keras.callbacks.BackupAndRestore(str(tmp_path / "backup")), watch])
+        fit(compile_model(build_marked(**settings)), callbacks=callbacks, **fit_settings)
+    model = compile_model(build_marked(**settings))
+    callbacks = [keras.callbacks.BackupAndRestore(str(tmp_path / "backup")), watch]
+    history = fit(model, callbacks=callbacks, **fit_settings)
     assert watch.first_epoch == 3
-    assert len(history["loss"]) == EPOCHS - 3
+    assert len(history["loss"]) == fit_settings.get("epochs", EPOCHS) - 3
     assert len(watch.weights) == len(interruption.weights) == (5 if centres == "learned" else 4)
     for restored, saved in zip(watch.weights, interruption.weights, strict=True):
         np.testing.assert_array_equal(restored, saved)
-    if centres == "batch":
-        _assert_marked(history)
+    _assert_marked(history)
 
 
 # Ways to mark.
@@ -245,9 +255,9 @@ def test_backup_resumes_an_interrupted_training(centres, build_marked, compile_m
 
 @pytest.mark.any_backend
 def test_learned_centres(build_marked, compile_model, fit):
-    """As in the paper. They start at 0 and drag the activations after them, so they need more steps and strength."""
-    model = compile_model(build_marked(centres="learned", strength=10.0, clustering_strength=0.3))
-    _assert_marked(fit(model, batch_size=16, epochs=30))
+    """As in the paper."""
+    settings, fit_settings = HOW_TO_MARK["learned"]
+    _assert_marked(fit(compile_model(build_marked(**settings)), **fit_settings))
 
 
 @pytest.mark.any_backend

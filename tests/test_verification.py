@@ -5,18 +5,22 @@ import dataclasses
 import itertools
 import json
 import math
+import pickle
 import re
 
 import keras
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import deepsigns_tf as ds
+from deepsigns_tf.candidates import Place, best_readings, candidate_means
 from deepsigns_tf.owner_key import CarrierLayer
+from deepsigns_tf.readings import SignatureReader
 from deepsigns_tf.statistics import allowed_errors, binomial_log10_tail, corrected_log10_p, rademacher_log10_tail
-from deepsigns_tf.verification import SignatureReader, candidate_means, judge
+from deepsigns_tf.verification import judge
 
 pytestmark = pytest.mark.any_backend
 
@@ -30,10 +34,10 @@ LABELS = np.arange(32) % NUM_CLASSES
 ONE_HOT = np.eye(NUM_CLASSES, dtype="float32")[LABELS]
 
 
-def make_key(carriers=(FEATURES,), widths=(M,), paths=("hidden",), inputs=ONE_HOT, **rule):
+def make_key(carriers=(FEATURES,), widths=(M,), paths=("hidden",), inputs=ONE_HOT, labels=LABELS, **rule):
     """A key from a fixed seed, with key inputs and layers."""
     key = ds.OwnerKey("ACME Vision", carriers, ds.DecisionRule(**rule), SEED)
-    key = key.with_key_inputs(inputs, LABELS, num_per_class=4)
+    key = key.with_key_inputs(inputs, labels, num_per_class=4)
     return key.with_layers(
         CarrierLayer(carrier.name, path, width) for carrier, path, width in zip(carriers, paths, widths, strict=True)
     )
@@ -74,7 +78,7 @@ def soft_log10_p(key, model):
     """The soft test by hand: project the class means, sign them, add them up."""
     projected = []
     for layer in key.layers:
-        means = candidate_means(model, key)[0][layer.carrier][layer.path]
+        means = candidate_means(model, key)[layer.carrier].means[Place(layer.path, 0)]
         signs = 2.0 * key.signature(layer.carrier) - 1.0
         projected.append((signs * (means @ key.projection(layer.carrier, layer.num_units))).ravel())
     projected = np.concatenate(projected)
@@ -98,10 +102,12 @@ def test_a_reading_agrees_with_an_oracle_bit_by_bit(projection, num_units):
         assert reading.margins[k, j] == pytest.approx(signed / reading.scales[k])
         assert reading.matches[k, j] == (signed > 0)
     assert (reading.carrier, reading.layer, reading.num_bits) == ("features", "some/layer", 16)
+    assert reading.classes == (3, 0)
     matches = reading.matches.tolist()
     assert reading.num_matches == sum(map(sum, matches))
     assert reading.bit_error_rate == pytest.approx(1 - sum(map(sum, matches)) / 16)
     report = reading.to_dict()
+    assert report["classes"] == [3, 0]
     assert report["bit_error_rate_per_class"] == pytest.approx([1 - sum(row) / 8 for row in matches])
     assert report["smallest_margin"] == reading.margins.min()
     assert report["median_margin"] == np.median(reading.margins)
@@ -160,10 +166,31 @@ def test_means_that_are_not_finite_are_not_read():
     )
 
 
+@pytest.mark.parametrize("test", ["Hard", "", None])
+def test_a_reading_knows_two_tests_only(test):
+    reading = SignatureReader(make_key(), "features", M).read(random_means())
+    with pytest.raises(ValueError) as error:
+        reading.log10_p(test)
+    assert str(error.value) == (
+        f'Invalid value for argument `test`. Expected "hard" or "soft". Received: test={test!r}'
+    )
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_reader_cannot_be_pickled(protocol):
+    """It holds the bits and the projection."""
+    with pytest.raises(TypeError) as error:
+        pickle.dumps({"readers": [SignatureReader(make_key(), "features", M)]}, protocol=protocol)
+    assert str(error.value) == (
+        "A signature reader cannot be pickled. Expected to make it anew from the owner key, the one place that secrets are "
+        "kept in. Received: a request to pickle"
+    )
+
+
 def test_class_means_come_in_the_order_of_the_carriers_classes():
     key = make_key([ds.Carrier("features", (2, 0), 8)])
     kernel = random_means()
-    means = candidate_means(chain(kernel, names=["hidden"]), key)[0]["features"]["hidden"]
+    means = candidate_means(chain(kernel, names=["hidden"]), key)["features"].means[Place("hidden", 0)]
     np.testing.assert_allclose(means, kernel[[2, 0]], rtol=1e-6)
 
 
@@ -350,10 +377,79 @@ def test_a_layer_called_twice_is_two_candidates():
     # One kernel that leads from the start to the middle and from the middle to the end.
     kernel = np.linalg.pinv(np.concatenate([start, middle])) @ np.concatenate([middle, end])
     shared.set_weights([kernel.astype("float32")])
-    assert set(candidate_means(model, key)[0]["features"]) == {"first", "shared", "shared@1"}
+    assert set(map(str, candidate_means(model, key)["features"].means)) == {"first", "shared", "shared@1"}
     verdict = ds.verify(model, key)
     assert verdict.num_assignments == 3
     assert verdict.readings[0].layer == "shared@1" and verdict.num_matches == NUM_BITS
+
+
+def test_a_layer_without_a_name_is_a_candidate():
+    """The answer of the model has no name either, and must not take its place."""
+    key = make_key()
+    verdict = ds.verify(chain(crafted_means(key), names=[""]), key)
+    assert verdict.num_matches == NUM_BITS
+    assert (verdict.readings[0].layer, verdict.num_assignments) == ("", 1)
+
+
+def test_a_layer_with_the_name_of_another_ones_second_call_is_a_candidate_of_its_own():
+    key = make_key()
+    shared, last = linear(M, "shared"), linear(M, "shared@1")
+    x = inputs = keras.Input((NUM_CLASSES,))
+    model = keras.Model(inputs, last(shared(shared(linear(M, "first")(x)))))
+    start, middle, end = (random_means(M, seed) for seed in (1, 2, 3))
+    kernels = {
+        "first": start,
+        "shared": np.linalg.pinv(np.concatenate([start, middle])) @ np.concatenate([middle, end]),
+        "shared@1": np.linalg.pinv(end) @ crafted_means(key),
+    }
+    for name, kernel in kernels.items():
+        model.get_layer(name).set_weights([kernel.astype("float32")])
+    verdict = ds.verify(model, key)
+    assert verdict.num_matches == NUM_BITS
+    assert verdict.num_assignments == 4
+
+
+RECURRENT = [keras.layers.LSTM, keras.layers.GRU, keras.layers.SimpleRNN]
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("recurrent", RECURRENT)
+def test_a_recurrent_layer_is_one_candidate_whatever_runs_its_cell(recurrent, bidirectional):
+    """A `Bidirectional` wrapper is one more than the two layers inside it."""
+    sequences = np.random.default_rng(0).normal(size=(32, 5, 3)).astype("float32")
+    layer = recurrent(64, return_sequences=True, name="sequence")
+    if bidirectional:
+        layer = keras.layers.Bidirectional(layer, name="sequence")
+    inputs = keras.Input((5, 3))
+    pooled = keras.layers.GlobalAveragePooling1D(name="pooled")(layer(inputs))
+    model = keras.Model(inputs, keras.layers.Dense(4)(pooled))
+    key = make_key(widths=(128 if bidirectional else 64,), paths=("sequence",), inputs=sequences)
+    verdict = ds.verify(model, key)
+    assert verdict.num_assignments == (4 if bidirectional else 2)
+    assert verdict.readings[0].layer == "sequence"
+
+
+class Windowed(keras.Model):
+    """Cuts each example into two windows along the first axis, as vision transformers do."""
+
+    def __init__(self):
+        super().__init__()
+        self.windows = linear(M, "windows")
+        self.hidden = linear(M, "hidden")
+
+    def call(self, inputs):
+        windows = self.windows(keras.ops.reshape(inputs, (-1, NUM_CLASSES // 2)))
+        return self.hidden(inputs) + keras.ops.sum(windows)
+
+
+def test_an_output_with_other_rows_than_the_examples_is_no_candidate():
+    key = make_key()
+    model = Windowed()
+    model(ONE_HOT)
+    model.hidden.set_weights([crafted_means(key).astype("float32")])
+    verdict = ds.verify(model, key)
+    assert verdict.num_matches == NUM_BITS
+    assert verdict.num_assignments == 1
 
 
 @pytest.mark.parametrize("recorded", ["layer0", "copy"])
@@ -564,6 +660,26 @@ def test_matches_of_an_unmarked_model_are_binomial_over_keys(blobs, build_mlp):
     assert abs(np.var(matches, ddof=1) - NUM_BITS / 4) < 5 * (NUM_BITS / 4) * math.sqrt(2 / 399)
 
 
+@pytest.mark.parametrize("test", ["hard", "soft"])
+def test_the_correction_keeps_the_best_of_many_layers_at_its_level(test):
+    """400 keys against one model with 5 x 5 joint assignments: with the correction few pass, without it too many."""
+    inputs = keras.Input((NUM_CLASSES,))
+    outputs = [keras.layers.Dense(64, activation="relu", name=f"branch{index}")(inputs) for index in range(5)]
+    carriers, paths = (ds.Carrier("one", range(4), 8), ds.Carrier("other", (2, 0), 16)), ("branch0", "branch1")
+    key = make_key(carriers, (64, 64), paths, test=test)
+    # The means do not depend on the bits: one pass over the key inputs serves all keys.
+    candidates = candidate_means(keras.Model(inputs, outputs), key)
+    assert [found.num_admissible for found in candidates.values()] == [5, 5]
+    num_passed = {25: 0, 1: 0}
+    for index in range(400):
+        readings = best_readings(candidates, dataclasses.replace(key, seed=index.to_bytes(32, "big")))
+        for num_assignments in num_passed:
+            verdict = judge(readings, key, num_assignments)
+            num_passed[num_assignments] += verdict.log10_p_value <= math.log10(0.05)
+    limit = scipy.stats.binom.ppf(0.999, 400, 0.05)
+    assert num_passed[25] <= limit < num_passed[1]
+
+
 # The report
 
 
@@ -587,6 +703,7 @@ def test_a_verdict_as_json_holds_every_number_and_no_secret():
     text = json.dumps(report)
     assert json.loads(text) == report
     assert set(report) == {field.name for field in dataclasses.fields(verdict)} | {
+        "headline",
         "num_bits",
         "num_matches",
         "bit_error_rate",
@@ -597,7 +714,10 @@ def test_a_verdict_as_json_holds_every_number_and_no_secret():
     assert report["assumptions"] == list(verdict.assumptions)
     assert report["readings"] == [reading.to_dict() for reading in verdict.readings]
     # Not the bits, not their matches, not the projections: one rate for each class is all that comes in numbers.
-    assert numbers_by_place(report) == {("readings", 0, "bit_error_rate_per_class"): NUM_CLASSES}
+    assert numbers_by_place(report) == {
+        ("readings", 0, "classes"): NUM_CLASSES,
+        ("readings", 0, "bit_error_rate_per_class"): NUM_CLASSES,
+    }
     for secret in (SEED.hex(), base64.b64encode(SEED).decode(), "".join(map(str, key.signature("features")[0]))):
         assert secret not in text
 
@@ -612,28 +732,71 @@ def test_a_summary_names_the_decision_its_numbers_and_what_they_rest_on():
         assert "103 of 128 (bit error rate 0.1953; " in text
         assert f"10^{verdict.log10_p_value:.2f} {level} (hard test, " in text
         assert ("no earlier commitment checked" in text) == (commitment is None)
-        assert f"10^{verdict.log10_p_hard:.2f} (exact), 10^{verdict.log10_p_soft:.2f}" in text
+        assert (
+            f"  hard, soft      10^{verdict.log10_p_hard:.2f}, 10^{verdict.log10_p_soft:.2f} "
+            "(exact tail, Chernoff bound; each times the correction)\n"
+        ) in text
         assert "x 2 assignments of carriers to layers" in text
         (reading,) = verdict.readings
         assert "features in hidden: 103 of 128 bits, " in text
         assert f"{reading.margins.min():.2f} (smallest), {np.median(reading.margins):.2f} (median)" in text
-        assert len(verdict.assumptions) == 4
+        # The first 25 bits are wrong, all of them in the first of four classes.
+        assert "  error rates     0: 0.781, 1: 0.000, 2: 0.000, 3: 0.000 (by class)\n" in text
         for assumption in verdict.assumptions:
             assert assumption in text
         assert ("the key's commitment was checked" in text) == (commitment is not None)
         assert ("NOT SHOWN" in text) == (commitment is None)
+        assert (
+            "the claimant committed to no other key for this claim: committing to many keys would have to be paid for"
+            in text
+        ) == (commitment is not None)
         limit = allowed_errors(NUM_BITS, verdict.log10_alpha - math.log10(2))
         assert f"up to {limit} errors would pass the hard test" in text
 
 
-def test_a_summary_puts_a_missing_commitment_into_its_headline():
+@pytest.mark.parametrize(
+    ("num_wrong", "committed", "headline"),
+    [
+        (0, False, "MARKED, if the key is older than the model"),
+        (0, True, "MARKED"),
+        (64, False, "NOT MARKED"),
+        (64, True, "NOT MARKED"),
+    ],
+)
+def test_a_missing_commitment_stands_in_the_headline_for_people_and_machines(num_wrong, committed, headline):
     key = make_key()
-    model = chain(crafted_means(key), names=["hidden"])
-    for commitment, headline in (
-        (None, "MARKED, if the key is older than the model: claim of ACME Vision"),
-        (key.commitment(), "MARKED: claim of ACME Vision"),
-    ):
-        assert ds.verify(model, key, commitment=commitment).summary().splitlines()[0] == headline
+    reading = SignatureReader(key, "features", M).read(crafted_means(key, num_wrong=num_wrong))
+    verdict = judge([reading], key, 1, committed)
+    assert verdict.headline == verdict.to_dict()["headline"] == headline
+    assert verdict.summary().splitlines()[0] == f"{headline}: claim of ACME Vision"
+
+
+def test_a_summary_names_the_worst_of_many_classes():
+    key = make_key(
+        [ds.Carrier("features", range(11), 32)], inputs=np.eye(11)[np.arange(44) % 11], labels=np.arange(44) % 11
+    )
+    means = (2.0 * key.signature("features") - 1.0) @ np.linalg.pinv(key.projection("features", M))
+    means[7] *= -1.0
+    reading = SignatureReader(key, "features", M).read(means)
+    assert "  error rates     1.000 in class 7, the worst of 11\n" in judge([reading], key, 1).summary()
+
+
+def test_a_summary_calls_the_soft_tail_of_few_bits_enumerated():
+    key = make_key([ds.Carrier("features", range(4), 4)])
+    verdict = ds.verify(chain(crafted_means(key), names=["hidden"]), key)
+    assert "(exact tail, enumerated tail; each times the correction)" in verdict.summary()
+
+
+@pytest.mark.parametrize("num_assignments", [0, -1])
+def test_fewer_assignments_than_one_are_refused(num_assignments):
+    """They would make p smaller."""
+    key = make_key()
+    with pytest.raises(ValueError) as error:
+        judge([SignatureReader(key, "features", M).read(random_means())], key, num_assignments)
+    assert str(error.value) == (
+        "The number of hypotheses tried is out of range. Expected num_hypotheses >= 1. "
+        f"Received: num_hypotheses={num_assignments}"
+    )
 
 
 def test_a_summary_says_when_no_number_of_matches_can_prove():

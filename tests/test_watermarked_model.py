@@ -73,6 +73,11 @@ def _sequential(hidden):
     return ds.WatermarkedSequential([keras.Input((16,)), hidden, layers.Dense(4)])
 
 
+def _sequential_by_two_positional_arguments(hidden):
+    """Layers and `trainable`, which Keras would take for inputs and outputs."""
+    return ds.WatermarkedSequential([keras.Input((16,)), hidden, layers.Dense(4)], True)
+
+
 def _sequential_built_by_fit(hidden):
     return ds.WatermarkedSequential([hidden, layers.Dense(4)])
 
@@ -84,7 +89,19 @@ def _sequential_by_add(hidden):
     return model
 
 
-class WithCall(ds.WatermarkedModel):
+class _MadeOfALayer(ds.WatermarkedModel):
+    """Says in its configuration which layer it is made of."""
+
+    def get_config(self):
+        return {"hidden": keras.saving.serialize_keras_object(self.hidden)}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(keras.saving.deserialize_keras_object(config["hidden"]))
+
+
+@keras.saving.register_keras_serializable("deepsigns_tf_tests")
+class WithCall(_MadeOfALayer):
     def __init__(self, hidden):
         super().__init__()
         self.hidden = hidden
@@ -94,10 +111,23 @@ class WithCall(ds.WatermarkedModel):
         return self.head(self.hidden(inputs))
 
 
-class SelfFunctional(ds.WatermarkedModel):
+@keras.saving.register_keras_serializable("deepsigns_tf_tests")
+class WithBuild(WithCall):
+    """Its layers are built before any of them is called."""
+
+    def build(self, input_shape):
+        for layer, shape in ((self.hidden, input_shape), (self.head, (None, 128))):
+            # Keras builds what it revives from a configuration at once.
+            if not layer.built:
+                layer.build(shape)
+
+
+@keras.saving.register_keras_serializable("deepsigns_tf_tests")
+class SelfFunctional(_MadeOfALayer):
     def __init__(self, hidden):
         inputs = keras.Input((16,))
         super().__init__(inputs, layers.Dense(4)(hidden(inputs)))
+        self.hidden = hidden
 
 
 def _nested(hidden):
@@ -111,9 +141,11 @@ BUILDERS = {
     "functional": _functional,
     "functional by keywords": _functional_by_keywords,
     "sequential": _sequential,
+    "sequential by two positional arguments": _sequential_by_two_positional_arguments,
     "sequential built by fit": _sequential_built_by_fit,
     "sequential by add": _sequential_by_add,
     "subclassed": WithCall,
+    "subclassed with build": WithBuild,
     "subclassed, functional inside": SelfFunctional,
     "nested": _nested,
 }
@@ -148,7 +180,9 @@ def test_no_way_to_build_a_model_changes_the_class_for_later_ones(blobs, owner_k
         """Made before the functional models, called after them."""
 
     _functional(_dense(owner_key))
+    _sequential_by_two_positional_arguments(_dense(owner_key))
     assert ds.WatermarkedModel.__bases__ == (keras.Model,)
+    assert ds.WatermarkedSequential.__bases__ == (ds.WatermarkedModel, keras.Sequential)
 
     class FirstFunctional(ds.WatermarkedModel):
         """A class of this test alone, so that it is called for the first time."""
@@ -157,7 +191,8 @@ def test_no_way_to_build_a_model_changes_the_class_for_later_ones(blobs, owner_k
             inputs = keras.Input((16,))
             super().__init__(inputs, layers.Dense(4)(_dense(owner_key)(inputs)))
 
-    assert isinstance(FirstFunctional(), ds.WatermarkedModel)
+    assert isinstance(FirstFunctional(), FirstFunctional)
+    assert FirstFunctional.__bases__ == (ds.WatermarkedModel,)
     assert ds.WatermarkedModel.__bases__ == (keras.Model,)
 
     class MadeAfter(WithCall):
@@ -177,12 +212,165 @@ def test_functional_model_of_a_subclass_keeps_its_overrides(blobs, owner_key, co
 
     inputs = keras.Input((16,))
     model = compile_model(Shifted(inputs, layers.Dense(4)(_dense(owner_key, name="hidden")(inputs))))
-    assert type(model) is Shifted
+    assert isinstance(model, Shifted) and model.name.startswith("shifted")
     x, labels = blobs
     before = _hidden(model, x[:64])
     logs = model.train_on_batch(x[:64], labels[:64], return_dict=True)
     expected = _numpy_signature_loss(before, labels[:64] - 1, owner_key)
     assert float(logs["features_signature_loss"]) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("registered", [True, False])
+def test_class_of_a_functional_model_stays_a_base_for_others_and_saves(
+    registered, blobs, owner_key, compile_model, tmp_path
+):
+    """Keras would rewrite the bases of the class, and a later subclass with `call` would die when it is made."""
+
+    class Shifted(ds.WatermarkedModel):
+        def carrier_labels(self, x, y):
+            return ops.mod(y + 1, 4)
+
+    if registered:
+        keras.saving.register_keras_serializable("deepsigns_tf_tests")(Shifted)
+
+    inputs = keras.Input((16,))
+    functional = Shifted(inputs, layers.Dense(4)(_dense(owner_key)(inputs)))
+
+    class Later(Shifted):
+        def __init__(self):
+            super().__init__()
+            self.hidden, self.head = _dense(owner_key), layers.Dense(4)
+
+        def call(self, inputs):
+            return self.head(self.hidden(inputs))
+
+    for model in (functional, Later()):
+        compile_model(model).fit(*blobs, batch_size=64, epochs=10, verbose=0)
+        assert model.evaluate(*blobs, verbose=0, return_dict=True)["features_bit_error_rate"] == 0.0
+
+    functional.save(tmp_path / "marked.keras")
+    with ds.owner_key_scope(owner_key):
+        loaded = keras.saving.load_model(
+            tmp_path / "marked.keras", custom_objects=None if registered else {"Shifted": Shifted}
+        )
+    assert isinstance(loaded, Shifted) and type(loaded) is type(functional)
+    assert keras.saving.get_registered_object("deepsigns_tf_tests>Shifted") is (Shifted if registered else None)
+    logs = loaded.evaluate(*blobs, verbose=0, return_dict=True)
+    # Read with the labels of the override.
+    assert logs["features_bit_error_rate"] == 0.0
+    assert np.isfinite(loaded.fit(*blobs, verbose=0).history["features_signature_loss"]).all()
+
+
+# Archives and backups.
+
+REVIVED = [
+    "functional",
+    "sequential",
+    "sequential built by fit",
+    "subclassed",
+    "subclassed with build",
+    "subclassed, functional inside",
+    "nested",
+]
+
+
+@pytest.fixture
+def build_kind(owner_key, compile_model):
+    """A function that builds and compiles a model of a kind, with any sort of centres."""
+
+    def build(kind, centres):
+        regularizer = ds.SignatureRegularizer(owner_key, "features", centres=centres)
+        return compile_model(BUILDERS[kind](layers.Dense(128, "relu", activity_regularizer=regularizer)))
+
+    return build
+
+
+@pytest.fixture
+def saved(kind, centres, blobs, build_kind, tmp_path):
+    """A model trained for two epochs, and the archive that it was saved to."""
+    model = build_kind(kind, centres)
+    model.fit(*blobs, batch_size=64, epochs=2, verbose=0)
+    model.save(tmp_path / "marked.keras")
+    return model, tmp_path / "marked.keras"
+
+
+def _assert_same_weights(one, other, **tolerance):
+    """Learned centres included."""
+    for weights, others in zip(one, other, strict=True):
+        np.testing.assert_allclose(weights, others, **({"rtol": 0, "atol": 0} | tolerance))
+
+
+@pytest.mark.parametrize("centres", ["learned"])
+@pytest.mark.parametrize("kind", REVIVED)
+def test_archive_without_key_answers_and_evaluates_as_before(saved, blobs):
+    model, path = saved
+    x, y = blobs
+    loaded = keras.saving.load_model(path)
+    assert isinstance(loaded, ds.WatermarkedModel)
+    np.testing.assert_array_equal(loaded.predict(x, verbose=0), model.predict(x, verbose=0))
+    before, after = (each.evaluate(x, y, verbose=0, return_dict=True) for each in (model, loaded))
+    assert set(after) == {"loss", "accuracy"}
+    assert {name: before[name] for name in after} == pytest.approx(after, rel=1e-5)
+
+
+@pytest.mark.parametrize("centres", ["batch", "learned"])
+@pytest.mark.parametrize("kind", REVIVED)
+def test_archive_in_the_keys_scope_goes_on_training(saved, blobs, owner_key, centres):
+    """Weights, optimizer and learned centres are where they were: the next epoch equals that of the model itself."""
+    model, path = saved
+    with ds.owner_key_scope(owner_key):
+        loaded = keras.saving.load_model(path)
+    _assert_same_weights(loaded.get_weights(), model.get_weights())
+    for name, values in model.learned_centres.items():
+        np.testing.assert_array_equal(loaded.learned_centres[name].numpy(), values.numpy())
+        assert np.abs(values.numpy()).max() > 0
+    assert set(loaded.learned_centres) == ({"features"} if centres == "learned" else set())
+    before, after = (each.fit(*blobs, batch_size=64, shuffle=False, verbose=0).history for each in (model, loaded))
+    assert set(after) == set(before) >= {"features_signature_loss", "features_bit_error_rate"}
+    assert {name: values[0] for name, values in after.items()} == pytest.approx(
+        {name: values[0] for name, values in before.items()}, rel=1e-4
+    )
+    _assert_same_weights(loaded.get_weights(), model.get_weights(), rtol=1e-4, atol=1e-5)
+
+
+class _Interruption(keras.callbacks.Callback):
+    """Stops training in the second epoch, as a lost machine would."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == 1:
+            self.weights = self.model.get_weights()
+            raise KeyboardInterrupt
+
+
+class _Watch(keras.callbacks.Callback):
+    """Keeps the epoch and the weights that training goes on from."""
+
+    first_epoch = None
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if self.first_epoch is None:
+            self.first_epoch, self.weights = epoch, self.model.get_weights()
+
+
+@pytest.mark.parametrize("centres", ["batch", "learned"])
+@pytest.mark.parametrize("kind", REVIVED)
+def test_backup_resumes_a_training_of_every_kind_of_model(kind, centres, blobs, build_kind, tmp_path):
+    """A new process would build the model anew: weights, optimizer and learned centres come from the backup."""
+    interruption, watch = _Interruption(), _Watch()
+
+    def fit(model, callback):
+        # Keras restores no weights into a model that is not built yet.
+        model(blobs[0][:1])
+        callbacks = [keras.callbacks.BackupAndRestore(str(tmp_path / "backup")), callback]
+        return model.fit(*blobs, batch_size=64, epochs=3, callbacks=callbacks, verbose=0).history
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(build_kind(kind, centres), interruption)
+    history = fit(build_kind(kind, centres), watch)
+    assert watch.first_epoch == 1
+    assert len(history["features_signature_loss"]) == 2
+    assert len(watch.weights) == (5 if centres == "learned" else 4)
+    _assert_same_weights(watch.weights, interruption.weights)
 
 
 # Labels.
@@ -521,6 +709,100 @@ def test_overridden_loss_without_the_marks_is_refused(run_eagerly, blobs, owner_
     )
 
 
+class OwnLoop(ds.WatermarkedModel):
+    """The idiom of a train step with a loss of its own, which never comes by the mark's."""
+
+    def train_step(self, *args):
+        x, _, _ = keras.utils.unpack_x_y_sample_weight(args[-1])
+        logs = {"loss": ops.mean(ops.square(self(x, training=True)))}
+        # On JAX a step takes the state and gives it back.
+        return logs if len(args) == 1 else (logs, args[0])
+
+
+class LossOutside(ds.WatermarkedModel):
+    """A train step that asks for the model's loss, but not in the scope of the mark."""
+
+    def train_step(self, *args):
+        x, y, _ = keras.utils.unpack_x_y_sample_weight(args[-1])
+        return {"loss": self.compute_loss(x=x, y=y, y_pred=self(x, training=True))}
+
+
+OWN_STEPS = {
+    OwnLoop: (
+        "The train step of this model leaves the mark out. Expected an overridden `train_step` to call "
+        "`super().train_step(...)`. Received: OwnLoop.train_step, which does not"
+    ),
+    LossOutside: (
+        "The loss of a training step was asked for outside the scope that embeds the mark. Expected an overridden "
+        "`train_step` to call `super().train_step(...)`. "
+        "Received: a call of LossOutside.compute_loss with training=True"
+    ),
+}
+
+
+@pytest.mark.parametrize("run_eagerly", [False, True], ids=["traced", "eager"])
+@pytest.mark.parametrize("method", ["fit", "train_on_batch"])
+@pytest.mark.parametrize("model_class", OWN_STEPS)
+def test_overridden_train_step_without_the_mark_is_refused(
+    model_class, method, run_eagerly, blobs, owner_key, build_mlp, compile_model
+):
+    """After the first step, whatever comes later."""
+    model = compile_model(build_mlp(_regularizer(owner_key), model_class), run_eagerly=run_eagerly)
+    steps = []
+    callback = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: steps.append(batch))
+    with pytest.raises(ValueError) as error:
+        if method == "fit":
+            model.fit(*blobs, batch_size=64, callbacks=[callback], verbose=0)
+        else:
+            model.train_on_batch(*blobs)
+    assert str(error.value) == OWN_STEPS[model_class]
+    assert steps == []
+
+
+def test_model_with_a_train_step_without_the_mark_still_evaluates_and_predicts(
+    marked_model, blobs, owner_key, build_mlp, compile_model
+):
+    model = compile_model(build_mlp(_regularizer(owner_key), OwnLoop))
+    model.set_weights(marked_model.get_weights())
+    assert model.evaluate(*blobs, verbose=0, return_dict=True)["features_bit_error_rate"] == 0.0
+    np.testing.assert_array_equal(model.predict(blobs[0], verbose=0), marked_model.predict(blobs[0], verbose=0))
+
+
+def test_overridden_train_step_may_add_to_the_marks(blobs, owner_key, build_mlp, compile_model):
+    seen = []
+
+    class MoreToDo(ds.WatermarkedModel):
+        def train_step(self, *args):
+            seen.append(args)
+            return super().train_step(*args)
+
+    model = compile_model(build_mlp(_regularizer(owner_key), MoreToDo))
+    model.fit(*blobs, batch_size=64, epochs=10, verbose=0)
+    assert seen
+    assert model.evaluate(*blobs, verbose=0, return_dict=True)["features_bit_error_rate"] == 0.0
+
+
+class NoTrainingArgument(ds.WatermarkedModel):
+    """The signature of before Keras 3.3, which Keras still takes."""
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None):
+        return super().compute_loss(x, y, y_pred, sample_weight)
+
+
+class TrainingNotHandedOn(ds.WatermarkedModel):
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        return super().compute_loss(x, y, y_pred, sample_weight)
+
+
+@pytest.mark.parametrize("model_class", [NoTrainingArgument, TrainingNotHandedOn])
+def test_overridden_loss_need_not_know_of_training(model_class, blobs, owner_key, build_mlp, compile_model):
+    """Keras asks for the loss on shapes alone, outside of any step, to build it: on JAX, PyTorch and under a strategy."""
+    model = compile_model(build_mlp(_regularizer(owner_key), model_class))
+    model._symbolic_build(data_batch=(blobs[0][:64], blobs[1][:64]))
+    model.fit(*blobs, batch_size=64, epochs=10, verbose=0)
+    assert model.evaluate(*blobs, verbose=0, return_dict=True)["features_bit_error_rate"] == 0.0
+
+
 def test_overridden_loss_may_add_to_the_marks(blobs, owner_key, build_mlp, compile_model):
     class MoreLoss(ds.WatermarkedModel):
         def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
@@ -564,6 +846,48 @@ def test_mark_after_the_pooling_of_a_masked_sequence_is_embedded(owner_key, comp
     model.fit(tokens.astype("int32"), labels, batch_size=32, epochs=20, verbose=0)
     logs = model.evaluate(tokens.astype("int32"), labels, verbose=0, return_dict=True)
     assert logs["features_bit_error_rate"] == 0.0
+
+
+def _channels_first(key):
+    return layers.Conv1D(
+        128, 3, data_format="channels_first", activity_regularizer=_regularizer(key), name="convolution"
+    )
+
+
+def _convolution_functional(hidden, shape):
+    inputs = keras.Input(shape)
+    return ds.WatermarkedModel(inputs, layers.Dense(4)(layers.Flatten()(hidden(inputs))))
+
+
+def _convolution_sequential(hidden, shape):
+    return ds.WatermarkedSequential([keras.Input(shape), hidden, layers.Flatten(), layers.Dense(4)])
+
+
+def _convolution_subclassed(hidden, shape):
+    return WithCall(hidden)(keras.Input(shape))
+
+
+@pytest.mark.parametrize("build", [_convolution_functional, _convolution_sequential, _convolution_subclassed])
+def test_convolution_with_channels_first_is_refused_when_the_model_is_built(build, owner_key):
+    """Its mean over the inner axes would mix channels and keep positions."""
+    with pytest.raises(ValueError) as error:
+        build(_channels_first(owner_key), (2, 8))
+    assert str(error.value) == (
+        "The layer of carrier 'features' puts its channels first, where the mean would be taken over the wrong axes. "
+        'Expected `data_format="channels_last"`, or a carrier with `pooling="flatten"`. '
+        "Received: data_format=\"channels_first\" in layer 'convolution'"
+    )
+
+
+def test_channels_first_is_no_harm_where_nothing_is_averaged(owner_key):
+    """In flattened features, and in an output that was pooled already."""
+    flat = ds.OwnerKey.generate("ACME Vision", [ds.Carrier("features", range(4), 32, pooling="flatten")])
+    model = _convolution_functional(_channels_first(flat), (2, 8))
+    assert [metric.regularizer.num_units for metric in model.metrics] == [128 * 6]
+    inputs = keras.Input((128, 4, 4))
+    pooled = layers.GlobalAveragePooling2D("channels_first", activity_regularizer=_regularizer(owner_key))(inputs)
+    model = ds.WatermarkedModel(inputs, layers.Dense(4)(pooled))
+    assert [metric.regularizer.num_units for metric in model.metrics] == [128]
 
 
 # What it shows.
