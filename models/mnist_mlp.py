@@ -1,6 +1,6 @@
 """The paper's network for MNIST."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import keras
 
@@ -9,27 +9,23 @@ FEATURES = "features"
 
 
 def mnist_mlp(
-    activity_regularizer: keras.regularizers.Regularizer | None = None,
+    activity_regularizers: Mapping[str, keras.regularizers.Regularizer] | None = None,
     model_class: Callable[..., keras.Model] = keras.Model,
-    hidden_activity_regularizer: keras.regularizers.Regularizer | None = None,
 ) -> keras.Model:
     """784-512-512-10 with ReLU and dropout.
 
     Args:
-        activity_regularizer: For the second hidden layer.
+        activity_regularizers: For the layers `"hidden"` and `"features"`, by name; none by default.
         model_class: What to build with: `keras.Model`, or a class that takes its place.
-        hidden_activity_regularizer: For the first hidden layer.
 
     Returns:
         A functional model from `(batch, 784)` pixels in [0, 1] to `(batch, 10)` logits; 669,706 parameters.
 
     Source: Rouhani, Chen, Koushanfar, "DeepSigns", table 1, benchmark 1.
     """
-    inputs = keras.Input((784,), name="pixels")
-    x = keras.layers.Dense(512, activation="relu", activity_regularizer=hidden_activity_regularizer, name="hidden")(
-        inputs
-    )
-    x = keras.layers.Dropout(0.2, name="hidden_dropout")(x)
-    x = keras.layers.Dense(512, activation="relu", activity_regularizer=activity_regularizer, name=FEATURES)(x)
-    x = keras.layers.Dropout(0.2, name="features_dropout")(x)
+    x = inputs = keras.Input((784,), name="pixels")
+    for name in ("hidden", FEATURES):
+        regularizer = (activity_regularizers or {}).get(name)
+        x = keras.layers.Dense(512, activation="relu", activity_regularizer=regularizer, name=name)(x)
+        x = keras.layers.Dropout(0.2, name=f"{name}_dropout")(x)
     return model_class(inputs, keras.layers.Dense(10, name="logits")(x), name="mnist_mlp")

@@ -1,24 +1,41 @@
 """One frozen dataclass is both a program's configuration and its flags."""
 
 import dataclasses
+import math
+import shlex
 import sys
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from absl import flags
+from absl import app, flags
 
 ConfigT = TypeVar("ConfigT")
 
 
-def option(default: Any, help: str, choices: tuple[str, ...] | None = None, minimum: float | None = None) -> Any:
+def option(
+    default: Any,
+    help_text: str,
+    choices: tuple[str, ...] | None = None,
+    minimum: float | None = None,
+    shapes_result: bool = True,
+) -> Any:
     """A field of a configuration with its help text and range.
 
     Args:
         default: Its value where the flag is not given; its type is the flag's. `dataclasses.MISSING` for a required string.
-        help: What it means, for `--help`.
+        help_text: What it means, for `--help`.
         choices: The strings that are allowed.
         minimum: The smallest number that is allowed.
+        shapes_result: Whether another value may give another result; a folder's name does not.
     """
-    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "minimum": minimum})
+    metadata = {"help": help_text, "choices": choices, "minimum": minimum, "shapes_result": shapes_result}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def redefined(base: type, name: str, default: Any, choices: tuple[str, ...] | None = None) -> Any:
+    """A field of a base configuration with another default, and other choices if given."""
+    metadata = dict(base.__dataclass_fields__[name].metadata)  # type: ignore[attr-defined]
+    return dataclasses.field(default=default, metadata=metadata | {"choices": choices or metadata["choices"]})
 
 
 def define_flags(config_class: type) -> None:
@@ -35,6 +52,8 @@ def define_flags(config_class: type) -> None:
             flags.DEFINE_integer(field.name, field.default, help_text, lower_bound=minimum)
         elif isinstance(field.default, float):
             flags.DEFINE_float(field.name, field.default, help_text, lower_bound=minimum)
+            # "nan" and "inf" are floats too, and no bound of absl's stops the former.
+            flags.register_validator(field.name, math.isfinite, "must be a finite number")
         else:
             flags.DEFINE_string(field.name, field.default, help_text)
         # absl shows the flags of the module that was started; these are defined here on its behalf.
@@ -44,3 +63,44 @@ def define_flags(config_class: type) -> None:
 def config_from_flags(config_class: type[ConfigT]) -> ConfigT:
     """The configuration that the parsed flags describe."""
     return config_class(**{field.name: flags.FLAGS[field.name].value for field in dataclasses.fields(config_class)})  # type: ignore[arg-type]
+
+
+def result_settings(config: Any) -> dict[str, Any]:
+    """The fields on which the result of a run depends, as JSON-ready values."""
+    fields = [field for field in dataclasses.fields(config) if field.metadata["shapes_result"]]
+    return {field.name: getattr(config, field.name) for field in fields}
+
+
+def command_line(program: str, config: Any) -> str:
+    """What a reader types to get the result again: the flags that differ from the defaults.
+
+    Args:
+        program: The module, as `python -m` names it.
+        config: Its configuration.
+    """
+    fields = [field for field in dataclasses.fields(config) if field.metadata["shapes_result"]]
+    fields += [field for field in dataclasses.fields(config) if field.default is dataclasses.MISSING]
+    given = [field.name for field in fields if getattr(config, field.name) != field.default]
+    return shlex.join(["python", "-m", program, *(f"--{name}={getattr(config, name)}" for name in sorted(given))])
+
+
+def run_program(config_class: type[ConfigT], run: Callable[[ConfigT], Any]) -> None:
+    """The entry point of a program whose exit status says no more than whether it ran.
+
+    Args:
+        config_class: Its configuration.
+        run: What it does. A `ValueError` or `OSError` of it is shown in one line, with exit status 1.
+    """
+
+    def main(argv: Sequence[str]) -> None:
+        if len(argv) > 1:
+            # `--resume True` would leave "True" here and mean `--resume`, `--resume False` the same.
+            raise app.UsageError(f"Unknown arguments: {shlex.join(argv[1:])}; write --flag=value.")
+        try:
+            run(config_from_flags(config_class))
+        except (ValueError, OSError) as error:
+            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+            sys.exit(1)
+
+    define_flags(config_class)
+    app.run(main)

@@ -24,13 +24,13 @@ class Dataset:
     y_test: np.ndarray
 
     def hold_out(self, num_examples: int) -> "Dataset":
-        """The last training examples in the place of the test set, for choosing hyper-parameters.
+        """The last training examples in place of the test set, for choosing hyper-parameters.
 
         Args:
             num_examples: How many, 1 .. n - 1.
 
         Returns:
-            A data set whose test set is never read.
+            A data set whose test part is taken from the training data.
         """
         if not 0 < num_examples < len(self.x_train):
             raise ValueError(
@@ -77,10 +77,10 @@ def load_mnist(name: str, data_dir: str | None = None) -> Dataset:
         (x_train, y_train), (x_test, y_test) = tfds.as_numpy(
             tfds.load("mnist", split=["train", "test"], batch_size=-1, as_supervised=True, data_dir=data_dir)
         )
-    except OSError as error:
+    except (OSError, tfds.download.DownloadError) as error:
         raise ValueError(
-            "MNIST is not there and cannot be downloaded. Expected it in the TFDS folder or a network; `--dataset=mnist5k` needs "
-            f"neither. Received: data_dir={data_dir!r}, {type(error).__name__}"
+            "MNIST cannot be loaded. Expected it in the TFDS folder or a network to download it; `--dataset=mnist5k` needs neither. "
+            f"Received: data_dir={data_dir!r}, {type(error).__name__}: {error}"
         ) from error
     return Dataset("mnist", _pixels(x_train), y_train, _pixels(x_test), y_test)
 

@@ -1,6 +1,7 @@
 """Pictures for people, drawn without a screen."""
 
 import io
+import itertools
 import pathlib
 from collections.abc import Mapping, Sequence
 
@@ -13,15 +14,17 @@ from deepsigns_tf.files import write_atomically  # noqa: E402
 
 _STYLES = {"marked": {"color": "#0072b2", "linestyle": "-"}, "unmarked": {"color": "#d55e00", "linestyle": "--"}}
 
+_CARRIER_COLORS = ("#009e73", "#cc79a7", "#e69f00")
+
 
 def training_picture(
-    histories: Mapping[str, Mapping[str, Sequence[float]]], carrier: str, title: str, path: pathlib.Path
+    histories: Mapping[str, Mapping[str, Sequence[float]]], carriers: Sequence[str], title: str, path: pathlib.Path
 ) -> None:
     """Draws loss, accuracy and bit error rate over the epochs.
 
     Args:
         histories: `"marked"` and `"unmarked"` -> metric -> one value per epoch.
-        carrier: Name of the carrier whose bit error rate is drawn.
+        carriers: Names of the carriers whose losses and bit error rates are drawn.
         title: Above the picture.
         path: Where the PNG goes.
     """
@@ -32,17 +35,15 @@ def training_picture(
         accuracy.plot(epochs, [100 * value for value in history["accuracy"]], label=name, **_STYLES[name])
     marked = histories["marked"]
     epochs = range(1, len(marked["loss"]) + 1)
-    loss.plot(epochs, marked[f"{carrier}_signature_loss"], label="signature loss", color="#009e73", linestyle=":")
-    errors.plot(epochs, marked[f"{carrier}_bit_error_rate"], label="training means", color="#009e73", linestyle=":")
-    errors.plot(
-        epochs,
-        marked[f"{carrier}_key_bit_error_rate"],
-        label="key inputs",
-        marker="o",
-        markersize=3,
-        **_STYLES["marked"],
-    )
-    loss.set(title="Training loss", yscale="log")
+    for carrier, color in zip(carriers, itertools.cycle(_CARRIER_COLORS), strict=False):
+        named = f", {carrier}" if len(carriers) > 1 else ""
+        loss.plot(epochs, marked[f"{carrier}_signature_loss"], label=f"signature{named}", color=color, linestyle=":")
+        rates = {"batch means": f"{carrier}_bit_error_rate", "key inputs": f"{carrier}_key_bit_error_rate"}
+        for (name, metric), style in zip(
+            rates.items(), ({"linestyle": ":"}, {"marker": "o", "markersize": 3}), strict=True
+        ):
+            errors.plot(epochs, marked[metric], label=f"{name}{named}", color=color, **style)
+    loss.set(title="Training loss (marked: task and signature)", yscale="log")
     accuracy.set(title="Training accuracy (%)")
     errors.set(title="Bit error rate", ylim=(-0.02, 0.55))
     errors.axhline(0.5, color="grey", linewidth=0.8)

@@ -2,11 +2,12 @@
 
     python -m scripts.verify --model=runs/mnist/marked.keras --owner_key=runs/mnist/owner.key
 
-Exit status: 0 marked, 1 not marked, 2 everything else (bad flags, unreadable files, no reading, a crash).
+Exit status: 0 marked, 1 not marked, 2 everything else (bad flags, unreadable files, no reading, a crash). Python itself ends with
+1 where it cannot even start the program: a "not marked" counts with the words NOT MARKED on standard output.
 """
 
 import dataclasses
-import json
+import pathlib
 import sys
 from collections.abc import Sequence
 
@@ -45,14 +46,15 @@ def run(config: Config) -> int:
     import keras
 
     import deepsigns_tf as ds
-    from deepsigns_tf.files import write_atomically
+    from scripts.records import write_json
 
     owner_key = ds.OwnerKey.load(config.owner_key)
     model = keras.models.load_model(config.model, compile=False, safe_mode=True)
     verdict = ds.verify(model, owner_key, commitment=config.commitment)
-    print(verdict.summary())
     if config.verdict:
-        write_atomically(config.verdict, json.dumps(verdict.to_dict(), indent=2).encode() + b"\n")
+        # Before it is printed: a verdict that could not be written as asked ends with status 2 and says nothing else.
+        write_json(pathlib.Path(config.verdict), verdict.to_dict())
+    print(verdict.summary())
     return MARKED if verdict.marked else NOT_MARKED
 
 
