@@ -10,7 +10,7 @@ RUN := TF_CPP_MIN_LOG_LEVEL=3 $(VENV)/bin/python
 help:  ## Say what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
 
-demo: $(VENV)/ready  ## Mark, release and prove a model on 5,000 real digits (one minute)
+demo: $(VENV)/ready  ## Mark, release and prove a model on 5,000 real digits, anew in runs/demo (one minute)
 	rm -rf runs/demo
 	$(RUN) -m scripts.train_mnist_mlp --dataset=mnist5k --output_dir=runs/demo
 
@@ -35,14 +35,14 @@ format: $(VENV)/ready  ## Put the code into its format
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-bench: $(VENV)/ready  ## What marking costs in time, against plain training (20 minutes, on an idle machine)
+bench: $(VENV)/ready  ## What marking costs in time, against plain training (half an hour, on an idle machine)
 	$(RUN) -m benchmarks.overhead
 
 results: $(VENV)/ready  ## Write the README tables from the recorded results
 	$(RUN) -m benchmarks.tables
 
-clean:  ## Remove environments, caches and runs
-	rm -rf $(VENV) $(BACKENDS_VENV) runs .mypy_cache .pytest_cache .ruff_cache .coverage .hypothesis
+clean:  ## Remove environments and caches; runs/ stays, with its keys and measurements
+	rm -rf $(VENV) $(BACKENDS_VENV) .mypy_cache .pytest_cache .ruff_cache .coverage .hypothesis
 
 %/ready: requirements.txt requirements-backends.txt
 	$(PYTHON) -m venv $(@D)

@@ -11,19 +11,17 @@ import dataclasses
 import math
 import multiprocessing
 import pathlib
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import scipy.stats
-from absl import app
 from tqdm import tqdm
 
 from deepsigns_tf.derivation import derive_bytes
 from deepsigns_tf.owner_key import Carrier, OwnerKey
+from deepsigns_tf.readings import SignatureReader
 from deepsigns_tf.statistics import DecisionRule, binomial_log10_tail
-from deepsigns_tf.verification import SignatureReader
-from scripts.configs import config_from_flags, define_flags, option
+from scripts.configs import command_line, option, run_program
 
 # Fixed before the first run.
 KEY_SEED = b"deepsigns_tf calibration of 2026-11-24"
@@ -37,11 +35,11 @@ NUM_CLASSES, BITS_PER_CLASS, NUM_UNITS, NUM_PER_CLASS = 10, 64, 512, 64
 class Config:
     """How much to measure."""
 
-    output: str = option("results/calibration.json", "Where the result goes.")
-    data_dir: str | None = option(None, "TFDS folder; its default one if not given.")
+    output: str = option("results/calibration.json", "Where the result goes.", shapes_result=False)
+    data_dir: str | None = option(None, "TFDS folder; its default one if not given.", shapes_result=False)
     num_keys: int = option(10_000, "Keys.", minimum=2)
     epochs: int = option(2, "Passes over the training set for each unmarked model.", minimum=1)
-    num_workers: int = option(2, "Processes.", minimum=1)
+    num_workers: int = option(2, "Processes.", minimum=1, shapes_result=False)
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -60,7 +58,7 @@ def run(config: Config) -> dict[str, Any]:
     log10_p = np.concatenate(parts)
     rows = [_row(name, level, log10_p[:, :, test]) for test, name in enumerate(("hard", "soft")) for level in LEVELS]
     result = {
-        **circumstances("python -m benchmarks.calibration"),
+        **circumstances(command_line("benchmarks.calibration", config)),
         "data": f"mnist, {len(MODEL_SEEDS)} unmarked models (seeds {MODEL_SEEDS[0]} to {MODEL_SEEDS[-1]}), "
         f"{config.num_keys} keys of {NUM_CLASSES} x {BITS_PER_CLASS} bits",
         "rows": rows,
@@ -122,12 +120,5 @@ def _row(test: str, level: float, log10_p: np.ndarray) -> dict[str, Any]:
     return row
 
 
-def main(argv: Sequence[str]) -> None:
-    """Entry point of `app.run`."""
-    del argv
-    run(config_from_flags(Config))
-
-
 if __name__ == "__main__":
-    define_flags(Config)
-    app.run(main)
+    run_program(Config, run)

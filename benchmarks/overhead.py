@@ -1,41 +1,43 @@
-"""What marking costs in time: marked `fit` against plain `fit`, in alternating pairs within one process.
+"""What marking costs in time: marked against plain training, in alternating pairs within one process.
 
     python -m benchmarks.overhead            # everything, into results/overhead.json
 
-Machines are noisy, so only ratios of neighbouring runs are compared: A B B A, A B B A, ... Pairs are added until the 95 %
-interval of the median wall ratio is narrow enough. Run it on an otherwise idle machine.
+Machines are noisy, so only ratios of neighbours are compared: A B B A, A B B A, ... Pairs are added until the 95 % interval of
+the median wall ratio is narrow enough. Run it on an otherwise idle machine.
+
+Most rows compare whole calls of `fit`, each process on a core of its own, where no part of the mark's cost can hide on an
+idle core. On all cores at once the time of a `fit` jumps by half from one call to the next on a shared machine, so there the
+pairs are single train steps, which follow each other within milliseconds.
 """
 
 import dataclasses
 import pathlib
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
-import keras
 import numpy as np
 import scipy.stats
-from absl import app
-from tqdm import tqdm
 
-import deepsigns_tf as ds
-from models.mnist_mlp import FEATURES, mnist_mlp
-from scripts.configs import config_from_flags, define_flags, option
-from scripts.records import circumstances, write_json
+from benchmarks.cores import pool_on_cores
+from scripts.configs import command_line, option, run_program
+
+_PAIRS_BETWEEN_LOOKS = 20
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """How long to measure."""
 
-    output: str = option("results/overhead.json", "Where the result goes.")
-    num_examples: int = option(12_800, "Examples of one `fit`; 100 steps of 128.", minimum=128)
-    min_pairs: int = option(40, "Pairs of plain and marked `fit`, at least.", minimum=2)
-    max_pairs: int = option(2_000, "Pairs at most.", minimum=2)
+    output: str = option("results/overhead.json", "Where the result goes.", shapes_result=False)
+    num_examples: int = option(3_200, "Examples of one `fit`; 25 steps of 128.", minimum=128)
+    min_pairs: int = option(40, "Pairs of plain and marked training, at least.", minimum=20)
+    max_pairs: int = option(20_000, "Pairs at most.", minimum=20)
     half_width: float = option(
-        0.003, "Half-width of the 95 % interval at which the default setting is done.", minimum=0.0
+        0.003, "Half-width of the 95 % interval at which a row of the default setting is done.", minimum=0.0
     )
+    half_width_others: float = option(0.006, "The same for the rows beside it.", minimum=0.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +49,8 @@ class Setting:
     bits_per_class: int = 64
     num_layers: int = 1
     centres: str = "batch"
-    jit_compile: bool = True
+    jit_compile: str = "auto"
+    by_step: bool = False
 
     @property
     def num_bits(self) -> int:
@@ -60,62 +63,118 @@ SETTINGS = (
     Setting("64 bits", num_classes=1),
     Setting("4,100 bits in two layers", bits_per_class=205, num_layers=2),
     Setting("learned centres", centres="learned"),
-    Setting("default, no XLA", jit_compile=False),
-    Setting("64 bits, no XLA", num_classes=1, jit_compile=False),
-    Setting("4,100 bits in two layers, no XLA", bits_per_class=205, num_layers=2, jit_compile=False),
+    Setting("default, XLA", jit_compile="on"),
+    Setting("64 bits, XLA", num_classes=1, jit_compile="on"),
+    Setting("4,100 bits in two layers, XLA", bits_per_class=205, num_layers=2, jit_compile="on"),
+    # The last ones want the machine for themselves.
+    Setting("default, all cores", by_step=True),
+    Setting("default, XLA, all cores", jit_compile="on", by_step=True),
 )
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Measures every setting; only the first, the script's default, has to reach the wanted precision."""
-    random = np.random.default_rng(0)
-    x = random.random((config.num_examples, 784), np.float32)
-    y = random.integers(0, 10, config.num_examples)
+    """Measures every setting; the script's default has to reach the higher precision."""
+    from scripts.records import circumstances, write_json
+
     rows = []
+    with pool_on_cores(2) as pool:
+        jobs = [pool.submit(_measure, setting, config) for setting in SETTINGS if not setting.by_step]
+        for job in jobs:
+            rows.append(job.result())
+            print(rows[-1], flush=True)
     for setting in SETTINGS:
-        wanted = config.half_width if setting is SETTINGS[0] else np.inf
-        rows.append(_measure(setting, x, y, config, wanted))
-        print(rows[-1], flush=True)
+        if setting.by_step:
+            rows.append(_measure(setting, config))
+            print(rows[-1], flush=True)
     result = {
-        **circumstances("make bench"),
-        "data": f"{config.num_examples} random images a fit, batch size 128, network 784-512-512-10",
+        **circumstances(command_line("benchmarks.overhead", config)),
+        "data": f"random images, batch size 128, network 784-512-512-10; {config.num_examples} images a `fit`, each process on a "
+        "core of its own; single steps where it says all cores",
         "rows": rows,
     }
     write_json(pathlib.Path(config.output), result)
     return result
 
 
-def _measure(setting: Setting, x: np.ndarray, y: np.ndarray, config: Config, half_width: float) -> dict[str, Any]:
-    plain, marked = _compiled(mnist_mlp(), setting), _compiled(_marked_model(setting), setting)
-    for model in (plain, marked):
-        _timed_fit(model, x, y)
-    wall: list[float] = []
-    cpu: list[float] = []
-    plain_wall: list[float] = []
-    with tqdm(desc=setting.name, total=config.min_pairs, unit="pair") as bar:
-        while len(wall) < config.min_pairs or (_half_width(wall) > half_width and len(wall) < config.max_pairs):
-            # A B B A: a drift of the machine's speed cancels within two pairs.
-            for order in ((plain, marked), (marked, plain)):
-                seconds = {id(model): _timed_fit(model, x, y) for model in order}
-                plain_wall.append(seconds[id(plain)][0])
-                wall.append(seconds[id(marked)][0] / seconds[id(plain)][0])
-                cpu.append(seconds[id(marked)][1] / seconds[id(plain)][1])
-            bar.update(2)
-            bar.set_postfix(ratio=f"{np.median(wall):.4f}", half_width=f"{_half_width(wall):.4f}")
+def _measure(setting: Setting, config: Config) -> dict[str, Any]:
+    random = np.random.default_rng(0)
+    x = random.random((config.num_examples, 784), np.float32)
+    y = random.integers(0, 10, config.num_examples)
+    trainers = [_trainer(model, setting, x, y) for model in (_plain_model(), _marked_model(setting))]
+    half_width = config.half_width if setting.name.startswith("default") else config.half_width_others
+    wall, cpu, plain_wall = _pairs(
+        *trainers, half_width=half_width, min_pairs=config.min_pairs, max_pairs=config.max_pairs
+    )
     return {
         "setting": setting.name,
         "num_bits": setting.num_bits,
-        "xla": setting.jit_compile,
         "num_pairs": len(wall),
         "wall_ratio": float(np.median(wall)),
         "wall_ratio_interval": _interval(wall),
         "cpu_ratio": float(np.median(cpu)),
         "cpu_ratio_interval": _interval(cpu),
-        "plain_step_ms": 1000 * float(np.median(plain_wall)) / -(-len(x) // 128),
+        "plain_step_ms": 1000 * float(np.median(plain_wall)) / (1 if setting.by_step else -(-len(x) // 128)),
     }
 
 
-def _marked_model(setting: Setting) -> keras.Model:
+def _pairs(
+    plain: Callable[[], None], marked: Callable[[], None], half_width: float, min_pairs: int, max_pairs: int
+) -> tuple[list[float], list[float], list[float]]:
+    """Wall ratios, CPU ratios and plain wall seconds of pairs, as many as the precision needs."""
+    wall: list[float] = []
+    cpu: list[float] = []
+    plain_wall: list[float] = []
+    while len(wall) < min_pairs or (_half_width(wall) > half_width and len(wall) < max_pairs):
+        for _ in range(_PAIRS_BETWEEN_LOOKS // 2):
+            # A B B A: a drift of the machine's speed cancels within two pairs.
+            for order in ((plain, marked), (marked, plain)):
+                seconds = {train: _timed(train) for train in order}
+                plain_wall.append(seconds[plain][0])
+                wall.append(seconds[marked][0] / seconds[plain][0])
+                cpu.append(seconds[marked][1] / seconds[plain][1])
+    return wall, cpu, plain_wall
+
+
+def _timed(train: Callable[[], None]) -> tuple[float, float]:
+    wall, cpu = time.perf_counter(), time.process_time()
+    train()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def _trainer(model: Any, setting: Setting, x: np.ndarray, y: np.ndarray) -> Callable[[], None]:
+    """What is timed: a `fit`, or a step of the function that `fit` calls. It has been traced and compiled."""
+    import tensorflow as tf
+
+    from scripts.training import compile_classifier
+
+    compile_classifier(model, 1e-3, setting.jit_compile)
+
+    def fit() -> None:
+        model.fit(x, y, batch_size=128, epochs=1, verbose=0)
+
+    fit()
+    if not setting.by_step:
+        return fit
+    batches = iter(tf.data.Dataset.from_tensor_slices((x, y)).batch(128, drop_remainder=True).cache().repeat())
+
+    def step() -> None:
+        float(model.train_function(batches)["loss"])
+
+    for _ in range(100):
+        step()
+    return step
+
+
+def _plain_model() -> Any:
+    from models.mnist_mlp import mnist_mlp
+
+    return mnist_mlp()
+
+
+def _marked_model(setting: Setting) -> Any:
+    import deepsigns_tf as ds
+    from models.mnist_mlp import FEATURES, mnist_mlp
+
     names = [FEATURES, "hidden"][: setting.num_layers]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # A mark of 64 bits is warned about.
@@ -123,25 +182,7 @@ def _marked_model(setting: Setting) -> keras.Model:
             "benchmark", [ds.Carrier(name, range(setting.num_classes), setting.bits_per_class) for name in names]
         )
     regularizers = {name: ds.SignatureRegularizer(key, name, centres=setting.centres) for name in names}  # type: ignore[arg-type]
-    return mnist_mlp(
-        regularizers[FEATURES], ds.WatermarkedModel, hidden_activity_regularizer=regularizers.get("hidden")
-    )
-
-
-def _compiled(model: keras.Model, setting: Setting) -> keras.Model:
-    model.compile(
-        "adam",
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
-        jit_compile=setting.jit_compile,
-    )
-    return model
-
-
-def _timed_fit(model: keras.Model, x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
-    wall, cpu = time.perf_counter(), time.process_time()
-    model.fit(x, y, batch_size=128, epochs=1, verbose=0)
-    return time.perf_counter() - wall, time.process_time() - cpu
+    return mnist_mlp(regularizers, ds.WatermarkedModel)
 
 
 def _interval(ratios: list[float]) -> list[float]:
@@ -155,12 +196,5 @@ def _half_width(ratios: list[float]) -> float:
     return (high - low) / 2
 
 
-def main(argv: Sequence[str]) -> None:
-    """Entry point of `app.run`."""
-    del argv
-    run(config_from_flags(Config))
-
-
 if __name__ == "__main__":
-    define_flags(Config)
-    app.run(main)
+    run_program(Config, run)

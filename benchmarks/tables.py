@@ -28,7 +28,7 @@ def accuracy_table(results: dict[str, Result]) -> str:
     result = results["mnist_default"]
     rows = [
         [
-            row["seed"],
+            row["settings"]["seed"],
             f"{100 * row['accuracy']['unmarked']:.2f}",
             f"{100 * row['accuracy']['marked']:.2f}",
             f"{100 * (row['accuracy']['marked'] - row['accuracy']['unmarked']):+.2f}",
@@ -91,10 +91,10 @@ def settings_table(results: dict[str, Result]) -> str:
     }
     overhead = {row["setting"]: row for row in results["overhead"]["rows"]}
     times = {"mnist_default": overhead["default"], "mnist_learned": overhead["learned centres"]}
-    shared = set.intersection(*({row["seed"] for row in results[study]["rows"]} for study in names))
+    shared = set.intersection(*({row["settings"]["seed"] for row in results[study]["rows"]} for study in names))
     rows = []
     for study, name in names.items():
-        seeds = [row for row in results[study]["rows"] if row["seed"] in shared]
+        seeds = [row for row in results[study]["rows"] if row["settings"]["seed"] in shared]
         difference = 100 * np.mean([row["accuracy"]["marked"] - row["accuracy"]["unmarked"] for row in seeds])
         rows.append(
             [
@@ -118,7 +118,35 @@ def settings_table(results: dict[str, Result]) -> str:
         "BER, fine-tuned",
         "wall time, marked / plain",
     ]
-    return _markdown(header, rows) + "\n\n" + "\n".join(_circumstances(results[study]) for study in names)
+    return _markdown(header, rows) + "\n\n" + _circumstances(*(results[study] for study in names))
+
+
+def strength_table(results: dict[str, Result]) -> str:
+    """One row a strength, on held-out training images."""
+    result = results["mnist_strength"]
+    strengths = sorted({row["settings"]["strength"] for row in result["rows"]})
+    rows = []
+    for strength in strengths:
+        runs = [row for row in result["rows"] if row["settings"]["strength"] == strength]
+        differences = [100 * (row["accuracy"]["marked"] - row["accuracy"]["unmarked"]) for row in runs]
+        rows.append(
+            [
+                f"{strength:g}",
+                " / ".join(f"{difference:+.2f}" for difference in differences),
+                f"{np.mean(differences):+.2f}",
+                " / ".join(_errors(row, "key inputs") for row in runs),
+                f"{np.mean([row['margin']['median'] for row in runs]):.2f}",
+            ]
+        )
+    seeds = sorted({row["settings"]["seed"] for row in result["rows"]})
+    header = [
+        "strength",
+        f"accuracy, marked - unmarked, points (seeds {', '.join(str(seed) for seed in seeds)})",
+        "mean",
+        "wrong bits",
+        "median margin",
+    ]
+    return _markdown(header, rows) + "\n\n" + _circumstances(result)
 
 
 def calibration_table(results: dict[str, Result]) -> str:
@@ -172,6 +200,7 @@ TABLES: dict[str, Callable[[dict[str, Result]], str]] = {
     "errors": errors_table,
     "accuracy": accuracy_table,
     "overhead": overhead_table,
+    "strength": strength_table,
     "settings": settings_table,
     "calibration": calibration_table,
     "robustness": robustness_table,
@@ -198,9 +227,14 @@ def _markdown(header: list[str], rows: list[list[Any]]) -> str:
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 
 
-def _circumstances(result: Result) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    return f"`{result['command']}`, {result['date']}, {result['data']}, {result['hardware']}, {versions}.\n"
+def _circumstances(*results: Result) -> str:
+    """Where the numbers come from; one sentence for all commands that were run under the same circumstances."""
+    commands: dict[str, list[str]] = {}
+    for result in results:
+        versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+        shared = f"{result['date']}, {result['data']}, {result['hardware']}, {versions}."
+        commands.setdefault(shared, []).append(f"`{result['command']}`")
+    return "\n\n".join(f"{', '.join(names)}, {shared}\n" for shared, names in commands.items())
 
 
 def _accuracies(result: Result, name: str) -> np.ndarray:
