@@ -116,7 +116,7 @@ def settings_table(results: dict[str, Result]) -> str:
         "median margin",
         "BER, 90 % pruned",
         "BER, fine-tuned",
-        "wall time, marked / plain",
+        "step, marked / plain",
     ]
     return _markdown(header, rows) + "\n\n" + _circumstances(*(results[study] for study in names))
 

@@ -328,7 +328,7 @@ class WatermarkedModel(keras.Model):
         return dict(self._carriers.centres)
 
     def build_from_config(self, config: Any) -> None:
-        """Keras' own, which builds an archive's subclassed model by a call alone and leaves the hook out."""
+        """Keras' own, and the hook, which it leaves out where it builds a revived model by a call."""
         super().build_from_config(config)
         self._post_build()
 
