@@ -710,13 +710,20 @@ def test_overridden_loss_without_the_marks_is_refused(run_eagerly, blobs, owner_
     )
 
 
+def _answer(model, args):
+    """What a model says in a train step; on JAX the step takes and gives back the model's state."""
+    x, _, _ = keras.utils.unpack_x_y_sample_weight(args[-1])
+    if len(args) == 1:
+        return model(x, training=True)
+    trainable, non_trainable, *_ = args[0]
+    return model.stateless_call(trainable, non_trainable, x, training=True)[0]
+
+
 class OwnLoop(ds.WatermarkedModel):
     """The idiom of a train step with a loss of its own, which never comes by the mark's."""
 
     def train_step(self, *args):
-        x, _, _ = keras.utils.unpack_x_y_sample_weight(args[-1])
-        logs = {"loss": ops.mean(ops.square(self(x, training=True)))}
-        # On JAX a step takes the state and gives it back.
+        logs = {"loss": ops.mean(ops.square(_answer(self, args)))}
         return logs if len(args) == 1 else (logs, args[0])
 
 
@@ -725,7 +732,7 @@ class LossOutside(ds.WatermarkedModel):
 
     def train_step(self, *args):
         x, y, _ = keras.utils.unpack_x_y_sample_weight(args[-1])
-        return {"loss": self.compute_loss(x=x, y=y, y_pred=self(x, training=True))}
+        return {"loss": self.compute_loss(x=x, y=y, y_pred=_answer(self, args))}
 
 
 OWN_STEPS = {
