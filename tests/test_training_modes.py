@@ -23,9 +23,10 @@ HOW_TO_MARK = {
 
 
 @pytest.fixture
-def owner_key(owner_key):
-    """The key with a fixed seed: how fast a tiny network takes its bits depends on which they are."""
-    return dataclasses.replace(owner_key, seed=bytes(range(32)))
+def owner_key(owner_key, blobs):
+    """The key from a fixed seed: how fast a tiny network takes its bits depends on which they are."""
+    key = dataclasses.replace(owner_key, seed=bytes(range(32)), key_inputs=None)
+    return key.with_key_inputs(*blobs, num_per_class=16)
 
 
 @pytest.fixture
