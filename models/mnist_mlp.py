@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping
 
 import keras
 
-# The layer that carries the mark: the last hidden one.
+# The layers that may carry a mark.
+HIDDEN = "hidden"
 FEATURES = "features"
 
 
@@ -24,7 +25,7 @@ def mnist_mlp(
     Source: Rouhani, Chen, Koushanfar, "DeepSigns", table 1, benchmark 1.
     """
     x = inputs = keras.Input((784,), name="pixels")
-    for name in ("hidden", FEATURES):
+    for name in (HIDDEN, FEATURES):
         regularizer = (activity_regularizers or {}).get(name)
         x = keras.layers.Dense(512, activation="relu", activity_regularizer=regularizer, name=name)(x)
         x = keras.layers.Dropout(0.2, name=f"{name}_dropout")(x)
