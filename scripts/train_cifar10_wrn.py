@@ -1,0 +1,53 @@
+"""Trains a wide residual network on CIFAR-10 with and without a mark, releases it, and proves the mark.
+
+    python -m scripts.train_cifar10_wrn --output_dir=runs/wrn
+    python -m scripts.train_cifar10_wrn --output_dir=runs/made_up --dataset=synthetic --epochs=2 --depth=10 --width=1
+
+`scripts/training.py` says what the folder then holds.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+from models.wide_resnet import FEATURES, MIDDLE, wide_resnet
+from scripts import training
+from scripts.configs import option, redefined, run_program
+from scripts.datasets import load_cifar10
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(training.TrainingConfig):
+    """What a run depends on. The defaults are the settings of the README's results."""
+
+    depth: int = option(16, "Of the network: 6 n + 4.", minimum=10)
+    width: int = option(2, "Factor on the network's channels.", minimum=1)
+    l2: float = option(2.5e-4, "Factor of the squared kernels in the loss.", minimum=0.0)
+    epochs: int = redefined(training.TrainingConfig, "epochs", 30)
+    optimizer: str = redefined(training.TrainingConfig, "optimizer", "sgd")
+    learning_rate: float = redefined(training.TrainingConfig, "learning_rate", 0.1)
+    warmup_epochs: int = redefined(training.TrainingConfig, "warmup_epochs", 2)
+    label_smoothing: float = redefined(training.TrainingConfig, "label_smoothing", 0.1)
+    augment: bool = redefined(training.TrainingConfig, "augment", True)
+    mixed_precision: str = redefined(training.TrainingConfig, "mixed_precision", "mixed_bfloat16")
+    dataset: str = option("cifar10", "All of CIFAR-10 by TFDS, or made-up images.", choices=("cifar10", "synthetic"))
+
+
+def task(config: Config) -> training.Task:
+    """Network and data of a run."""
+    return training.Task(
+        program="scripts.train_cifar10_wrn",
+        title=f"WRN-{config.depth}-{config.width}",
+        data=load_cifar10(config.dataset, config.data_dir),
+        build=functools.partial(wide_resnet, config.depth, config.width, l2=config.l2),
+        carrier_layers=(MIDDLE, FEATURES),
+    )
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Trains both models, releases the marked one and verifies it with its controls; see `training.run`."""
+    return training.run(config, task(config))
+
+
+if __name__ == "__main__":
+    run_program(Config, run)
