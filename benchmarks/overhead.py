@@ -1,16 +1,21 @@
 """What marking costs in time: marked against plain training, in alternating pairs within one process.
 
-    python -m benchmarks.overhead            # everything, into results/overhead.json
+    python -m benchmarks.overhead                  # the networks, into results/overhead_networks.json
+    python -m benchmarks.overhead --study=costs    # bits, classes and width, into results/overhead_costs.json
 
 Machines are noisy, so only ratios of neighbours are compared: A B B A, A B B A, ... Pairs are added until the 95 % interval of
 the median wall ratio is narrow enough. Run it on an otherwise idle machine.
 
-The first row compares whole calls of `fit`, the others single train steps, which follow each other within milliseconds and so
+One row compares whole epochs of `fit`, the others single train steps, which follow each other within milliseconds and so
 reach the same precision in a fraction of the time. Each process has a core of its own, where no part of the mark's cost can
 hide on an idle one; the rows "all cores" use the whole machine, as a training does that has it for itself.
 """
 
+import concurrent.futures
 import dataclasses
+import functools
+import importlib
+import multiprocessing
 import pathlib
 import time
 import warnings
@@ -24,102 +29,166 @@ from benchmarks.cores import pool_on_cores
 from scripts.configs import command_line, option, run_program
 
 _PAIRS_BETWEEN_LOOKS = 20
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """How long to measure."""
-
-    output: str = option("results/overhead.json", "Where the result goes.", shapes_result=False)
-    num_examples: int = option(3_200, "Examples of one `fit`; 25 steps of 128.", minimum=128)
-    min_pairs: int = option(40, "Pairs of plain and marked training, at least.", minimum=20)
-    max_pairs: int = option(20_000, "Pairs at most.", minimum=20)
-    half_width: float = option(0.003, "Half-width of the 95 % interval at which a row is done.", minimum=0.0)
+_BATCH_SIZE = 128
+# An epoch of MNIST in whole batches.
+_STEPS_OF_FIT = 468
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """One marked model to compare with the plain one."""
+    """One marked model to compare with the plain one.
+
+    Args:
+        name: What the table calls it.
+        network: "mlp", "cnn", "lstm", "wrn", or "hidden layer", a network with one of any width.
+        carriers: Layers and bits per class, as the programs' flag.
+        num_classes: Carrier classes.
+        width: Units of the hidden layer, for the network "hidden layer".
+        options: Of the program that differ from its defaults.
+        by_step: Whether single steps are timed, or whole epochs of `fit`.
+        all_cores: Whether the process has all cores, or one.
+    """
 
     name: str
+    network: str = "mlp"
+    carriers: str = "features:64"
     num_classes: int = 10
-    bits_per_class: int = 64
-    num_layers: int = 1
-    centres: str = "batch"
-    jit_compile: str = "auto"
+    width: int = 0
+    options: tuple[tuple[str, Any], ...] = ()
     by_step: bool = True
     all_cores: bool = False
 
     @property
     def num_bits(self) -> int:
         """Bits of the mark."""
-        return self.num_classes * self.bits_per_class * self.num_layers
+        return self.num_classes * sum(int(each.partition(":")[2]) for each in self.carriers.split(","))
 
 
-SETTINGS = (
-    Setting("default, calls of `fit`", by_step=False),
-    Setting("default"),
-    Setting("64 bits", num_classes=1),
-    Setting("4,100 bits in two layers", bits_per_class=205, num_layers=2),
-    Setting("learned centres", centres="learned"),
-    Setting("default, XLA", jit_compile="on"),
-    Setting("64 bits, XLA", num_classes=1, jit_compile="on"),
-    Setting("4,100 bits in two layers, XLA", bits_per_class=205, num_layers=2, jit_compile="on"),
-    Setting("default, all cores", all_cores=True),
-    Setting("default, XLA, all cores", jit_compile="on", all_cores=True),
-)
+_XLA = (("jit_compile", "on"),)
+_TWO_LAYERS = "features:205,hidden:205"
+_LSTM = {"network": "lstm", "carriers": "features:128,pooled:64", "num_classes": 2}
+
+STUDIES = {
+    "networks": (
+        Setting("MLP, epochs of `fit`, all cores", by_step=False, all_cores=True),
+        Setting("MLP"),
+        Setting("MLP, all cores", all_cores=True),
+        Setting("MLP, 64 bits", num_classes=1),
+        Setting("MLP, 4,100 bits in two layers", carriers=_TWO_LAYERS),
+        Setting("MLP, learned centres", options=(("centres", "learned"),)),
+        Setting("MLP, XLA", options=_XLA),
+        Setting("MLP, XLA, all cores", options=_XLA, all_cores=True),
+        Setting("MLP, 64 bits, XLA", num_classes=1, options=_XLA),
+        Setting("MLP, 4,100 bits in two layers, XLA", carriers=_TWO_LAYERS, options=_XLA),
+        Setting("CNN", network="cnn"),
+        Setting("CNN, all cores", network="cnn", all_cores=True),
+        Setting("LSTM", **_LSTM),
+        Setting("LSTM, all cores", **_LSTM, all_cores=True),
+        Setting("WRN-16-2", network="wrn"),
+        Setting("WRN-16-2, all cores", network="wrn", all_cores=True),
+    ),
+    # One thing varies, the others are 8 classes x 64 bits in 2,048 units; the classes share 2,000 bits.
+    "costs": (
+        *(
+            Setting(f"{8 * bits:,} bits", "hidden layer", f"features:{bits}", 8, 2048)
+            for bits in (8, 16, 32, 64, 128, 256, 512)
+        ),
+        *(
+            Setting(f"{classes:,} classes", "hidden layer", f"features:{2000 // classes}", classes, 2048)
+            for classes in (2, 10, 100, 1000)
+        ),
+        *(Setting(f"{width:,} units", "hidden layer", "features:32", 8, width) for width in (128, 512, 2048, 8192)),
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """How long to measure."""
+
+    study: str = option("networks", "The four networks, or what the cost depends on.", choices=tuple(STUDIES))
+    results_dir: str = option("results", "Folder for the result.", shapes_result=False)
+    min_pairs: int = option(40, "Pairs of plain and marked training, at least.", minimum=20)
+    max_pairs: int = option(20_000, "Pairs at most.", minimum=20)
+    max_minutes: float = option(60.0, "Time for a setting at most.", minimum=0.0)
+    half_width: float = option(0.003, "Half-width of the 95 % interval at which a row is done.", minimum=0.0)
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Measures every setting."""
+    """Measures every setting of a study."""
     from scripts.records import circumstances, write_json
 
-    rows = []
+    settings = STUDIES[config.study]
+    pathlib.Path(config.results_dir).mkdir(parents=True, exist_ok=True)
+    rows = {}
     with pool_on_cores(2) as pool:
-        jobs = [pool.submit(_measure, setting, config) for setting in SETTINGS if not setting.all_cores]
-        for job in jobs:
-            rows.append(job.result())
-            print(rows[-1], flush=True)
-    for setting in SETTINGS:
+        jobs = {pool.submit(_measure, setting, config): setting for setting in settings if not setting.all_cores}
+        for job in concurrent.futures.as_completed(jobs):
+            rows[jobs[job]] = job.result()
+            print(rows[jobs[job]], flush=True)
+    for setting in settings:
         if setting.all_cores:
-            rows.append(_measure(setting, config))
-            print(rows[-1], flush=True)
+            # A fresh process for each: what the others left behind in memory is not part of it.
+            with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+                rows[setting] = pool.submit(_measure, setting, config).result()
+            print(rows[setting], flush=True)
     result = {
         **circumstances(command_line("benchmarks.overhead", config)),
-        "data": f"random images, batch size 128, network 784-512-512-10; single train steps, or calls of `fit` on {config.num_examples} "
-        "images; each process on a core of its own where it does not say all cores",
-        "rows": rows,
+        "data": "random inputs of the data sets' shapes, batch size 128; single train steps on one core where it does not say otherwise",
+        "rows": [rows[setting] for setting in settings],
     }
-    write_json(pathlib.Path(config.output), result)
+    write_json(pathlib.Path(config.results_dir) / f"overhead_{config.study}.json", result)
     return result
 
 
 def _measure(setting: Setting, config: Config) -> dict[str, Any]:
-    random = np.random.default_rng(0)
-    x = random.random((config.num_examples, 784), np.float32)
-    y = random.integers(0, 10, config.num_examples)
-    trainers = [_trainer(model, setting, x, y) for model in (_plain_model(), _marked_model(setting))]
-    wall, cpu, plain_wall = _pairs(*trainers, config.half_width, config.min_pairs, config.max_pairs)
+    from scripts.training import dtype_policy
+
+    settings = _settings(setting)
+    with dtype_policy(settings.mixed_precision):
+        trainers = [_trainer(model, settings, setting) for model in _models(setting, settings)]
+        row = measured_pairs(*trainers, config)
     return {
         "setting": setting.name,
         "num_bits": setting.num_bits,
+        **row,
+        "plain_step_ms": row["plain_ms"] / (1 if setting.by_step else _STEPS_OF_FIT),
+    }
+
+
+def measured_pairs(plain: Callable[[], None], marked: Callable[[], None], config: Any) -> dict[str, Any]:
+    """Compares two ways of training.
+
+    Args:
+        plain: Trains without a mark, once.
+        marked: Trains with it.
+        config: How long to measure: `min_pairs`, `max_pairs`, `max_minutes`, `half_width`.
+
+    Returns:
+        Medians of the ratios of wall and CPU time with their 95 % intervals, pairs, milliseconds of the plain training.
+    """
+    wall, cpu, plain_wall = _pairs(plain, marked, config)
+    return {
         "num_pairs": len(wall),
         "wall_ratio": float(np.median(wall)),
         "wall_ratio_interval": _interval(wall),
         "cpu_ratio": float(np.median(cpu)),
         "cpu_ratio_interval": _interval(cpu),
-        "plain_step_ms": 1000 * float(np.median(plain_wall)) / (1 if setting.by_step else -(-len(x) // 128)),
+        "plain_ms": 1000 * float(np.median(plain_wall)),
     }
 
 
 def _pairs(
-    plain: Callable[[], None], marked: Callable[[], None], half_width: float, min_pairs: int, max_pairs: int
+    plain: Callable[[], None], marked: Callable[[], None], config: Any
 ) -> tuple[list[float], list[float], list[float]]:
     """Wall ratios, CPU ratios and plain wall seconds of pairs, as many as the precision needs."""
     wall: list[float] = []
     cpu: list[float] = []
     plain_wall: list[float] = []
-    while len(wall) < min_pairs or (_half_width(wall) > half_width and len(wall) < max_pairs):
+    end = time.monotonic() + 60 * config.max_minutes
+    while len(wall) < config.min_pairs or (
+        _half_width(wall) > config.half_width and len(wall) < config.max_pairs and time.monotonic() < end
+    ):
         for _ in range(_PAIRS_BETWEEN_LOOKS // 2):
             # A B B A: a drift of the machine's speed cancels within two pairs.
             for order in ((plain, marked), (marked, plain)):
@@ -136,48 +205,88 @@ def _timed(train: Callable[[], None]) -> tuple[float, float]:
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
-def _trainer(model: Any, setting: Setting, x: np.ndarray, y: np.ndarray) -> Callable[[], None]:
-    """What is timed: a `fit`, or a step of the function that `fit` calls. It has been traced and compiled."""
+def _trainer(model: Any, settings: Any, setting: Setting) -> Callable[[], None]:
+    """What is timed: an epoch of `fit`, or a step of the function that `fit` calls. It has been traced and compiled."""
+    import keras
     import tensorflow as tf
 
     from scripts.training import compile_classifier
 
-    compile_classifier(model, 1e-3, setting.jit_compile)
+    random = np.random.default_rng(0)
+    num_examples = _BATCH_SIZE * (10 if setting.by_step else _STEPS_OF_FIT)
+    # Whole numbers in [0, 256) are pixels to the networks for images, and tokens to the one for text.
+    x = random.integers(0, 256, (num_examples, *model.input_shape[1:])).astype(model.inputs[0].dtype)
+    y = random.integers(0, model.output_shape[-1], num_examples)
+    if settings.label_smoothing:
+        y = keras.utils.to_categorical(y, model.output_shape[-1])
+    compile_classifier(model, settings.learning_rate, settings)
 
     def fit() -> None:
-        model.fit(x, y, batch_size=128, epochs=1, verbose=0)
+        model.fit(x, y, batch_size=_BATCH_SIZE, epochs=1, verbose=0)
 
     fit()
     if not setting.by_step:
         return fit
-    batches = iter(tf.data.Dataset.from_tensor_slices((x, y)).batch(128, drop_remainder=True).cache().repeat())
+    batches = iter(tf.data.Dataset.from_tensor_slices((x, y)).batch(_BATCH_SIZE, drop_remainder=True).cache().repeat())
 
     def step() -> None:
         float(model.train_function(batches)["loss"])
 
-    for _ in range(100):
+    for _ in range(10):
         step()
     return step
 
 
-def _plain_model() -> Any:
-    from models.mnist_mlp import mnist_mlp
+def _settings(setting: Setting) -> Any:
+    """The configuration of the network's program, whose defaults are those of the results."""
+    module = {"cnn": "cifar10_cnn", "wrn": "cifar10_wrn", "lstm": "imdb_lstm"}.get(setting.network, "mnist_mlp")
+    program = importlib.import_module(f"scripts.train_{module}")
+    return program.Config(
+        output_dir="", carriers=setting.carriers, num_classes=setting.num_classes, **dict(setting.options)
+    )
 
-    return mnist_mlp()
 
-
-def _marked_model(setting: Setting) -> Any:
+def _models(setting: Setting, settings: Any) -> tuple[Any, Any]:
+    """A plain network, and a marked one."""
     import deepsigns_tf as ds
-    from models.mnist_mlp import FEATURES, mnist_mlp
 
-    names = [FEATURES, "hidden"][: setting.num_layers]
+    build = _builder(setting, settings)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # A mark of 64 bits is warned about.
-        key = ds.OwnerKey.generate(
-            "benchmark", [ds.Carrier(name, range(setting.num_classes), setting.bits_per_class) for name in names]
-        )
-    regularizers = {name: ds.SignatureRegularizer(key, name, centres=setting.centres) for name in names}  # type: ignore[arg-type]
-    return mnist_mlp(regularizers, ds.WatermarkedModel)
+        carriers = [
+            ds.Carrier(layer, range(setting.num_classes), int(bits))
+            for layer, _, bits in (each.partition(":") for each in setting.carriers.split(","))
+        ]
+        key = ds.OwnerKey.generate("benchmark", carriers)
+    regularizers = {
+        carrier.name: ds.SignatureRegularizer(key, carrier.name, settings.strength, settings.centres)
+        for carrier in carriers
+    }
+    return build(), build(regularizers, ds.WatermarkedModel)
+
+
+def _builder(setting: Setting, settings: Any) -> Callable[..., Any]:
+    import keras
+
+    from models.cifar10_cnn import cifar10_cnn
+    from models.imdb_lstm import imdb_lstm
+    from models.mnist_mlp import mnist_mlp
+    from models.wide_resnet import wide_resnet
+
+    if setting.network == "wrn":
+        return functools.partial(wide_resnet, settings.depth, settings.width, l2=settings.l2)
+    builders = {"mlp": mnist_mlp, "cnn": cifar10_cnn, "lstm": imdb_lstm}
+    if setting.network in builders:
+        return builders[setting.network]
+
+    def hidden_layer(regularizers: Any = None, model_class: Any = keras.Model) -> Any:
+        """784-width-classes."""
+        inputs = keras.Input((784,))
+        regularizer = (regularizers or {}).get("features")
+        x = keras.layers.Dense(setting.width, "relu", activity_regularizer=regularizer)(inputs)
+        return model_class(inputs, keras.layers.Dense(max(10, setting.num_classes))(x))
+
+    return hidden_layer
 
 
 def _interval(ratios: list[float]) -> list[float]:

@@ -1,15 +1,23 @@
 """The recorded measurements: what turns runs into rows, and rows into the README."""
 
+import concurrent.futures
+import dataclasses
+import importlib
+import json
 import math
 
+import keras
 import numpy as np
 import pytest
 
+import deepsigns_tf as ds
 from deepsigns_tf.statistics import binomial_log10_tail
 
 pytest.importorskip("tqdm", reason="the measurements are made in the environment of requirements.txt")
 
-from benchmarks import calibration, overhead, tables  # noqa: E402
+from benchmarks import accelerator, calibration, overhead, pictures, studies, tables  # noqa: E402
+from scripts import folders  # noqa: E402
+from scripts.configs import result_settings  # noqa: E402
 
 
 def test_the_readme_shows_what_was_recorded():
@@ -75,16 +83,159 @@ def test_overhead_adds_pairs_until_the_interval_is_narrow(monkeypatch):
     def marked():
         return 1.1
 
-    wall, cpu, plain_wall = overhead._pairs(plain, marked, half_width=0.005, min_pairs=40, max_pairs=100_000)
+    config = overhead.Config(half_width=0.005, min_pairs=40, max_pairs=100_000)
+    wall, cpu, plain_wall = overhead._pairs(plain, marked, config)
     assert len(wall) == len(cpu) == len(plain_wall) > 40
     assert overhead._half_width(wall) <= 0.005 < overhead._half_width(wall[: len(wall) // 2])
     assert np.median(wall) == pytest.approx(1.1, abs=0.01) and set(cpu) == {1.1}
-    few, _, _ = overhead._pairs(plain, marked, half_width=0.005, min_pairs=20, max_pairs=20)
-    assert len(few) == 20
+    for limit in ({"max_pairs": 20}, {"max_minutes": 0.0}):
+        few, _, _ = overhead._pairs(plain, marked, dataclasses.replace(config, min_pairs=20, **limit))
+        assert len(few) == 20
 
 
-@pytest.mark.parametrize("setting", overhead.SETTINGS[:3], ids=lambda setting: setting.name)
-def test_overhead_marks_as_many_bits_as_it_says(setting):
-    model = overhead._marked_model(setting)
-    carried = [metric.regularizer.carrier.num_bits for metric in model.metrics]
-    assert sum(carried) == setting.num_bits and len(carried) == setting.num_layers
+_FEW = overhead.Config(min_pairs=20, max_pairs=20)
+
+
+def _carried(setting):
+    settings = overhead._settings(setting)
+    plain, marked = overhead._models(setting, settings)
+    assert plain.count_params() <= marked.count_params() and not ds.watermarked_model.attached_regularizers(plain)
+    return [metric.regularizer.carrier.num_bits for metric in marked.metrics], settings
+
+
+@pytest.mark.parametrize("setting", overhead.STUDIES["networks"], ids=lambda setting: setting.name)
+def test_overhead_marks_as_many_bits_as_it_says_as_the_programs_do(setting):
+    carried, settings = _carried(setting)
+    assert sum(carried) == setting.num_bits and len(carried) == len(setting.carriers.split(","))
+    if setting.name in ("MLP", "CNN", "WRN-16-2", "LSTM"):
+        assert settings == dataclasses.replace(type(settings)(output_dir=""))
+
+
+@pytest.mark.parametrize("setting", overhead.STUDIES["costs"][::5], ids=lambda setting: setting.name)
+def test_the_costs_are_those_of_the_settings(setting):
+    carried, _ = _carried(setting)
+    assert carried == [setting.num_bits]
+
+
+def test_a_pair_trains_a_plain_and_a_marked_model():
+    row = overhead._measure(overhead.Setting("64 units", "hidden layer", "features:8", 2, 64), _FEW)
+    assert row["num_pairs"] == 20 and row["num_bits"] == 16
+    assert row["wall_ratio_interval"][0] <= row["wall_ratio"] <= row["wall_ratio_interval"][1]
+    assert 0 < row["plain_step_ms"] == row["plain_ms"]
+
+
+@pytest.mark.slow
+def test_the_accelerators_program_says_where_it_ran(tmp_path):
+    config = accelerator.Config(str(tmp_path), depth=10, width=1, batch_size=1, num_steps=2, min_pairs=20, max_pairs=20)
+    result = accelerator.run(config)
+    (row,) = result["rows"]
+    assert row["setting"] == "WRN-10-1" and row["num_bits"] == 160 and result["device"]
+    assert row["plain_step_ms"] == pytest.approx(row["plain_ms"] / 2)
+    assert json.loads((tmp_path / "accelerator.json").read_text()) == result
+    assert keras.config.dtype_policy().name == "float32"
+
+
+def test_the_table_says_where_nothing_was_measured():
+    assert "not measured" in tables.accelerator_table({})
+    row = {"setting": "WRN-28-10", "num_bits": 6400, "num_pairs": 40, "plain_step_ms": 80.0}
+    row |= {"wall_ratio": 1.001, "wall_ratio_interval": [1.0, 1.002]}
+    recorded = {"accelerator": {"rows": [row], "device": ["gpu:0"], "command": "c", "date": "d", "data": "x"}}
+    recorded["accelerator"] |= {"hardware": "h", "versions": {"keras": "k"}}
+    text = tables.accelerator_table(recorded)
+    assert "1.001 [1.000, 1.002]" in text and "gpu:0" in text and "not measured" not in text
+
+
+# Studies
+
+
+@pytest.fixture
+def network(monkeypatch):
+    """A network whose study trains three small models on made-up data, in this process."""
+    monkeypatch.setattr(studies, "pool_on_cores", lambda num_workers: concurrent.futures.ThreadPoolExecutor(1))
+    monkeypatch.setattr(studies, "PRUNED_FRACTIONS", (0.0, 1.0))
+
+    def verify(folder):
+        model, key = keras.models.load_model(folder / "marked.keras"), ds.OwnerKey.load(folder / "owner.key")
+        return ds.verify(model, key).to_dict()
+
+    monkeypatch.setattr("scripts.training._verify_in_fresh_process", verify)
+    quick = {"dataset": "synthetic", "epochs": 2}
+    study = studies.Study(range(5, 6), (quick, quick | {"strength": 0.0}), attacked=True, share_twin=True)
+    return studies.Network("made_up", "scripts.train_mnist_mlp", {"both": study}, fine_tuning_epochs=1)
+
+
+def test_a_study_makes_a_row_of_each_run_and_goes_on_where_it_stopped(network, tmp_path, monkeypatch):
+    config = studies.Config("both", runs_dir=str(tmp_path / "runs"), results_dir=str(tmp_path / "results"))
+    with pytest.warns(UserWarning, match="The released model does not carry the mark"):  # That of strength 0.
+        result = studies.run(network, config)
+    assert json.loads((tmp_path / "results" / "made_up_both.json").read_text()) == result
+    assert "made up" in result["data"] and "--study=both" in result["command"]
+    marked, twin = result["rows"]
+    assert [row["settings"]["strength"] for row in result["rows"]] == [1.0, 0.0]
+    assert {row["settings"]["seed"] for row in result["rows"]} == {5}
+    # The second run took the first one's twin.
+    assert marked["accuracy"]["unmarked"] == twin["accuracy"]["unmarked"]
+    folders = [tmp_path / "runs" / "made_up" / "both" / name for name in ("5_0", "5_1")]
+    assert (folders[0] / "unmarked.keras").read_bytes() == (folders[1] / "unmarked.keras").read_bytes()
+    assert marked["bit_error_rate"]["key inputs"] < 0.3 < twin["bit_error_rate"]["key inputs"]
+    # Nothing pruned is the released model; with every kernel at 0 it answers one class.
+    for row in result["rows"]:
+        assert row["pruned"]["0.0"]["bit_error_rate"] == row["bit_error_rate"]["key inputs"]
+        assert row["pruned"]["0.0"]["accuracy"] == row["accuracy"]["marked"]
+        assert row["pruned"]["1.0"]["accuracy"] == pytest.approx(0.1)
+        assert row["fine_tuned"]["epochs"] == 1
+        assert row["carriers"]["features"]["median_margin"] == row["margin"]["median"]
+    monkeypatch.setattr("scripts.train_mnist_mlp.run", lambda settings: pytest.fail("measured again"))
+    assert studies.run(network, config) == result
+
+
+def test_a_row_of_other_settings_is_refused(network, tmp_path, monkeypatch):
+    folder = tmp_path / "runs" / "made_up" / "both" / "5_0"
+    folder.mkdir(parents=True)
+    (folder / "row.json").write_text(json.dumps({"settings": {"epochs": 3}}))
+    config = studies.Config("both", runs_dir=str(tmp_path / "runs"), results_dir=str(tmp_path))
+    # The other run waits for a twin that never comes.
+    monkeypatch.setattr(studies, "_twin", lambda folder: str(folder))
+    with pytest.raises(ValueError, match="This row was measured with other settings. Expected "):
+        studies.run(network, config)
+
+
+def test_an_unknown_study_is_refused(network):
+    with pytest.raises(ValueError, match=r"Invalid value for flag `study`. Expected one of \['both'\]. Received: "):
+        studies.run(network, studies.Config("none"))
+
+
+@pytest.mark.parametrize("name", ["mnist", "cnn", "wrn", "lstm"])
+def test_the_studies_settings_are_flags_of_their_programs(name):
+    network = importlib.import_module(f"benchmarks.{name}").NETWORK
+    assert network.name == name and "default" in network.studies
+    program = importlib.import_module(network.program)
+    for study in network.studies.values():
+        configs = [program.Config(output_dir="", **settings) for settings in study.settings]
+        assert len(set(configs)) == len(configs)
+        if study.share_twin:
+            for config in configs:
+                recorded = {"program": network.program} | result_settings(config)
+                assert not folders.other_settings(configs[0], network.program, recorded, folders.OF_THE_MARK)
+    assert network.studies["default"].settings == ({},)
+
+
+# Pictures
+
+
+def test_the_pictures_are_drawn(tmp_path):
+    ratio = {"wall_ratio": 1.01, "wall_ratio_interval": [1.0, 1.02]}
+    rows = [{"setting": setting.name} | ratio for setting in overhead.STUDIES["costs"]]
+    pictures.costs_picture({"rows": rows}, tmp_path / "costs.png")
+    rows = [
+        {
+            "num_bits": bits,
+            "bit_error_rate": {"key inputs": 0.0, "held out": 0.1},
+            "accuracy": {"marked": 0.8, "unmarked": 0.81},
+            "margin": {"smallest": -0.1, "median": 1.0},
+        }
+        for bits in (640, 70)
+    ]
+    pictures.capacity_picture({"rows": rows}, tmp_path / "capacity.png")
+    for path in tmp_path.iterdir():
+        assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 5000

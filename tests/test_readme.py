@@ -27,6 +27,6 @@ def test_the_api_runs_as_it_stands(tmp_path, monkeypatch, capsys):
 
 
 def test_every_target_that_the_build_notes_name_exists():
-    targets = set(re.findall(r"^([a-z-]+):", (README.parent / "Makefile").read_text(), flags=re.MULTILINE))
-    named = set(re.findall(r"`make ([a-z -]+)`", (README.parent / "BUILD.md").read_text() + README.read_text()))
-    assert {target for names in named for target in names.split()} <= targets
+    targets = re.findall(r"^([a-z -]+):", (README.parent / "Makefile").read_text(), flags=re.MULTILINE)
+    named = re.findall(r"`make ([a-z -]+)`", (README.parent / "BUILD.md").read_text() + README.read_text())
+    assert set(" ".join(named).split()) <= set(" ".join(targets).split())

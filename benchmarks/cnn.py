@@ -1,0 +1,49 @@
+"""The rows of the README for the paper's CIFAR-10 CNN, over seeds fixed beforehand.
+
+python -m benchmarks.cnn --study=default     # results/cnn_default.json
+"""
+
+import functools
+
+from benchmarks.studies import Config, Network, Study, run
+from scripts.configs import run_program
+
+# Of the training images the last 5,000 judge; fewer epochs, in half precision.
+_SEARCH = {"holdout": 5000, "epochs": 10, "mixed_precision": "mixed_bfloat16"}
+
+NETWORK = Network(
+    "cnn",
+    "scripts.train_cifar10_cnn",
+    {
+        "default": Study(range(5), attacked=True),
+        # How strong, and where: maps averaged and flattened, early and late, two layers at once.
+        "search": Study(
+            range(100, 101),
+            tuple(
+                each | _SEARCH
+                for each in (
+                    {"strength": 1.0},
+                    {"strength": 0.3},
+                    {"strength": 3.0},
+                    {"carriers": "conv_4:32"},
+                    {"carriers": "conv_4:64", "pooling": "flatten"},
+                    {"carriers": "conv_2:64", "pooling": "flatten"},
+                    {"carriers": "features:64,conv_4:32"},
+                )
+            ),
+            share_twin=True,
+        ),
+        # How much fits: 70 to 5,000 bits in the 512 features of the last hidden layer.
+        "capacity": Study(
+            range(1),
+            tuple(
+                {"carriers": f"features:{bits}", "epochs": 10, "mixed_precision": "mixed_bfloat16"}
+                for bits in (64, 7, 13, 26, 128, 205, 410, 500)
+            ),
+            share_twin=True,
+        ),
+    },
+)
+
+if __name__ == "__main__":
+    run_program(Config, functools.partial(run, NETWORK))

@@ -1,0 +1,206 @@
+"""Runs of a training program that are compared with each other, over seeds fixed beforehand.
+
+Each network has a module of its own, which says what its studies are (`benchmarks/mnist.py` and so on). Every row of a study
+is one run of the network's program; a study that was interrupted goes on where it stopped, run for run.
+"""
+
+import concurrent.futures
+import dataclasses
+import importlib
+import json
+import pathlib
+import time
+from typing import Any
+
+from benchmarks.cores import pool_on_cores
+from scripts.configs import option
+
+PRUNED_FRACTIONS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """Runs that are compared with each other.
+
+    Args:
+        seeds: Fixed before any of them was run.
+        settings: What differs from the program's defaults; a run for each and every seed.
+        attacked: Whether the released models are pruned and fine-tuned too.
+        share_twin: Whether the settings differ in the mark alone, so that the runs of a seed have one unmarked twin.
+    """
+
+    seeds: range
+    settings: tuple[dict[str, Any], ...] = ({},)
+    attacked: bool = False
+    share_twin: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A network's program and its studies.
+
+    Args:
+        name: Folder of its runs, first part of the names of its results.
+        program: Name of the module that trains it.
+        studies: Name -> study.
+        fine_tuning_epochs: For the attack.
+    """
+
+    name: str
+    program: str
+    studies: dict[str, Study]
+    fine_tuning_epochs: int = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Which rows to measure."""
+
+    study: str = option("default", "Which setting.")
+    data_dir: str | None = option(None, "TFDS folder; its default one if not given.", shapes_result=False)
+    runs_dir: str = option("runs", "Folder for the runs.", shapes_result=False)
+    results_dir: str = option("results", "Folder for the result.", shapes_result=False)
+    num_workers: int = option(2, "Runs at a time, each on a core of its own.", minimum=1, shapes_result=False)
+
+
+def run(network: Network, config: Config) -> dict[str, Any]:
+    """Makes all runs of a study.
+
+    Args:
+        network: Of what.
+        config: Which study.
+
+    Returns:
+        What `results/NETWORK_STUDY.json` holds.
+
+    Raises:
+        ValueError: If there is no such study, or a row was measured with other settings.
+    """
+    from scripts.configs import command_line
+    from scripts.records import circumstances, write_json
+
+    if config.study not in network.studies:
+        raise ValueError(
+            f"Invalid value for flag `study`. Expected one of {list(network.studies)}. Received: study={config.study!r}"
+        )
+    study = network.studies[config.study]
+    # Now, not after hours.
+    pathlib.Path(config.results_dir).mkdir(parents=True, exist_ok=True)
+    rows = []
+    with pool_on_cores(config.num_workers) as pool:
+        jobs = [
+            pool.submit(_run, network, config, number, seed)
+            for number in range(len(study.settings))
+            for seed in study.seeds
+        ]
+        for job in concurrent.futures.as_completed(jobs):
+            rows.append(job.result())
+            print(f"{len(rows)} of {len(jobs)} done: seed {rows[-1]['settings']['seed']}", flush=True)
+    rows = [job.result() for job in jobs]
+    result = {
+        **circumstances(command_line(f"benchmarks.{network.name}", config)),
+        "data": rows[0]["data"],
+        "rows": rows,
+    }
+    # The days on which the runs were made, not that on which they were put together.
+    result["date"] = " to ".join(sorted({min(row["date"] for row in rows), max(row["date"] for row in rows)}))
+    write_json(pathlib.Path(config.results_dir) / f"{network.name}_{config.study}.json", result)
+    return result
+
+
+def _run(network: Network, config: Config, number: int, seed: int) -> dict[str, Any]:
+    from scripts.configs import result_settings
+    from scripts.records import write_json
+
+    program = importlib.import_module(network.program)
+    study = network.studies[config.study]
+    runs = pathlib.Path(config.runs_dir) / network.name / config.study
+    folder = runs / f"{seed}_{number}"
+    settings = program.Config(
+        output_dir=str(folder),
+        data_dir=config.data_dir,
+        seed=seed,
+        resume=folder.exists(),
+        unmarked_from=_twin(runs / f"{seed}_0") if study.share_twin and number > 0 else None,
+        **study.settings[number],
+    )
+    path = folder / "row.json"
+    if path.exists():
+        row = dict(json.loads(path.read_text()))
+        if row["settings"] != result_settings(settings):
+            raise ValueError(
+                f"This row was measured with other settings. Expected {result_settings(settings)}. "
+                f"Received: {row['settings']} in {path}; remove the folder to measure it again"
+            )
+        return row
+    row = _row(program.run(settings))
+    if study.attacked:
+        row |= _attacked(program, settings, network.fine_tuning_epochs)
+    write_json(path, row)
+    return row
+
+
+def _twin(folder: pathlib.Path) -> str:
+    """Waits for the unmarked twin that another process is training."""
+    while not (folder / "unmarked.keras").exists():
+        time.sleep(5)
+    return str(folder)
+
+
+def _row(result: dict[str, Any]) -> dict[str, Any]:
+    readings = result["verdict"]["readings"]
+    return {
+        "date": result["date"],
+        "data": result["data"],
+        "settings": result["settings"],
+        "accuracy": result["accuracy"],
+        "num_bits": result["verdict"]["num_bits"],
+        "bit_error_rate": result["bit_error_rate"],
+        "log10_p_value": {"marked": result["verdict"]["log10_p_value"]}
+        | {name: control["log10_p_value"] for name, control in result["controls"].items()},
+        # Over the carriers: the worst of each.
+        "margin": {name: min(reading[f"{name}_margin"] for reading in readings) for name in ("smallest", "median")},
+        "carriers": {
+            reading["carrier"]: {"bit_error_rate": reading["bit_error_rate"], "median_margin": reading["median_margin"]}
+            for reading in readings
+        },
+        "training_seconds": result["training_seconds"],
+    }
+
+
+def _attacked(program: Any, settings: Any, epochs: int) -> dict[str, Any]:
+    import keras
+
+    import deepsigns_tf as ds
+    from scripts.pipelines import crop_and_flip, training_batches
+    from scripts.training import compile_classifier
+
+    folder = pathlib.Path(settings.output_dir)
+    data = program.task(settings).data
+    owner_key = ds.OwnerKey.load(folder / "owner.key")
+    marked = keras.models.load_model(folder / "marked.keras")
+
+    def outcome(model: keras.Model) -> dict[str, float]:
+        verdict = ds.verify(model, owner_key)
+        answers = model.predict(data.x_test, batch_size=1000, verbose=0).argmax(axis=1)
+        return {
+            "accuracy": float((answers == data.y_test).mean()),
+            "bit_error_rate": verdict.bit_error_rate,
+            "log10_p_value": verdict.log10_p_value,
+        }
+
+    pruned = {str(fraction): outcome(ds.prune_weights(marked, fraction)) for fraction in PRUNED_FRACTIONS}
+    # Fine-tuning: the task's loss alone, all training data, a fresh optimizer, a tenth of the learning rate, constant.
+    keras.utils.set_random_seed(settings.seed)
+    compile_classifier(marked, 0.1 * settings.learning_rate, settings)
+    batches, steps_per_epoch = training_batches(
+        data.x_train,
+        data.y_train,
+        settings.batch_size,
+        settings.seed,
+        range(settings.epochs, settings.epochs + epochs),
+        crop_and_flip if settings.augment else None,
+        data.num_classes if settings.label_smoothing else None,
+    )
+    marked.fit(batches, epochs=epochs, steps_per_epoch=steps_per_epoch, shuffle=False, verbose=2)
+    return {"pruned": pruned, "fine_tuned": {"epochs": epochs} | outcome(marked)}

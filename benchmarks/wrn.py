@@ -1,0 +1,38 @@
+"""The rows of the README for the wide residual network on CIFAR-10, over seeds fixed beforehand.
+
+python -m benchmarks.wrn --study=default     # results/wrn_default.json
+"""
+
+import functools
+
+from benchmarks.studies import Config, Network, Study, run
+from scripts.configs import run_program
+
+# Of the training images the last 5,000 judge.
+_SEARCH = {"holdout": 5000, "epochs": 4}
+
+NETWORK = Network(
+    "wrn",
+    "scripts.train_cifar10_wrn",
+    {
+        "default": Study(range(1), attacked=True),
+        "short": Study(range(3), ({"epochs": 5},)),
+        # How strong, and where: after the last block, in a middle one, both at once.
+        "search": Study(
+            range(100, 101),
+            tuple(
+                each | _SEARCH
+                for each in (
+                    {"strength": 1.0},
+                    {"strength": 0.3},
+                    {"carriers": "middle:32"},
+                    {"carriers": "features:64,middle:32"},
+                )
+            ),
+            share_twin=True,
+        ),
+    },
+)
+
+if __name__ == "__main__":
+    run_program(Config, functools.partial(run, NETWORK))
