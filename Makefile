@@ -6,9 +6,10 @@ BACKENDS_VENV := .venv-backends
 RUN := TF_CPP_MIN_LOG_LEVEL=3 $(VENV)/bin/python
 
 .PHONY: help demo test test-slow test-backends lint types format bench results clean
+.PHONY: reproduce-mnist reproduce-cnn reproduce-wrn reproduce-lstm
 
 help:  ## Say what there is
-	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
+	@grep -E '^[a-z -]+:.*##' Makefile | sed -E 's/:.*## /\t/; s/reproduce-mnist .*\t/reproduce-NAME\t/' | expand -t 16
 
 demo: $(VENV)/ready  ## Mark, release and prove a model on 5,000 real digits, anew in runs/demo (one minute)
 	rm -rf runs/demo
@@ -35,8 +36,12 @@ format: $(VENV)/ready  ## Put the code into its format
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-bench: $(VENV)/ready  ## What marking costs in time, against plain training (half an hour, on an idle machine)
-	$(RUN) -m benchmarks.overhead
+bench: $(VENV)/ready  ## What marking costs in time, against plain training (two hours, on an idle machine)
+	$(RUN) -m benchmarks.overhead --study=networks
+	$(RUN) -m benchmarks.overhead --study=costs
+
+reproduce-mnist reproduce-cnn reproduce-wrn reproduce-lstm: reproduce-%: $(VENV)/ready  ## Train a row of the README again, all seeds, into runs/reproduced; goes on where it stopped
+	$(RUN) -m benchmarks.$* --runs_dir=runs/reproduced --results_dir=runs/reproduced
 
 results: $(VENV)/ready  ## Write the README tables from the recorded results
 	$(RUN) -m benchmarks.tables
