@@ -24,11 +24,11 @@ NETWORK = Network(
                 for each in (
                     {"strength": 1.0},
                     {"strength": 0.3},
-                    {"strength": 3.0},
-                    {"carriers": "conv_4:32"},
-                    {"carriers": "conv_4:64", "pooling": "flatten"},
-                    {"carriers": "conv_2:64", "pooling": "flatten"},
-                    {"carriers": "features:64,conv_4:32"},
+                    {"strength": 0.1},
+                    {"strength": 0.3, "carriers": "conv_4:64", "pooling": "flatten"},
+                    {"strength": 0.3, "carriers": "conv_4_pooled:64", "pooling": "flatten"},
+                    {"strength": 0.3, "carriers": "conv_4:32"},
+                    {"strength": 0.3, "carriers": "features:64,conv_4:32"},
                 )
             ),
             share_twin=True,

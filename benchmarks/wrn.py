@@ -23,10 +23,12 @@ NETWORK = Network(
             tuple(
                 each | _SEARCH
                 for each in (
-                    {"strength": 1.0},
                     {"strength": 0.3},
-                    {"carriers": "middle:32"},
-                    {"carriers": "features:64,middle:32"},
+                    {"strength": 0.1},
+                    {"strength": 0.03},
+                    {"strength": 0.1, "carriers": "middle:32"},
+                    {"strength": 0.1, "carriers": "features:64", "pooling": "flatten"},
+                    {"strength": 0.1, "carriers": "features:64,middle:32"},
                 )
             ),
             share_twin=True,

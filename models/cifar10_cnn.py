@@ -6,6 +6,7 @@ import keras
 
 # The layers that may carry a mark, by their names.
 CONVOLUTIONS = ("conv_1", "conv_2", "conv_3", "conv_4")
+POOLINGS = ("conv_2_pooled", "conv_4_pooled")
 FEATURES = "features"
 
 
@@ -17,7 +18,8 @@ def cifar10_cnn(
     """32C3-32C3-MP2-64C3-64C3-MP2-512-10 with ReLU and dropout.
 
     Args:
-        activity_regularizers: For the layers `"conv_1"` to `"conv_4"` and `"features"`, by name; none by default.
+        activity_regularizers: For the layers `"conv_1"` to `"conv_4"`, `"conv_2_pooled"`, `"conv_4_pooled"` and `"features"`, by
+            name; none by default.
         model_class: What to build with: `keras.Model`, or a class that takes its place.
         dropout: Rate after each pooling, in [0, 0.5); twice that after the hidden layer.
 
@@ -40,7 +42,8 @@ def cifar10_cnn(
             name=name,
         )(x)
         if number % 2 == 1:
-            x = keras.layers.MaxPooling2D(name=f"{name}_pooled")(x)
+            pooled = f"{name}_pooled"
+            x = keras.layers.MaxPooling2D(activity_regularizer=regularizers.get(pooled), name=pooled)(x)
             x = keras.layers.Dropout(dropout, name=f"{name}_dropout")(x)
     x = keras.layers.Flatten(name="flattened")(x)
     x = keras.layers.Dense(512, activation="relu", activity_regularizer=regularizers.get(FEATURES), name=FEATURES)(x)

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 from typing import Any
 
-from models.cifar10_cnn import CONVOLUTIONS, FEATURES, cifar10_cnn
+from models.cifar10_cnn import CONVOLUTIONS, FEATURES, POOLINGS, cifar10_cnn
 from scripts import training
 from scripts.configs import option, redefined, run_program
 from scripts.datasets import load_cifar10
@@ -24,6 +24,7 @@ class Config(training.TrainingConfig):
         0.1, "Rate after each pooling; twice that after the hidden layer.", minimum=0.0, maximum=0.49
     )
     epochs: int = redefined(training.TrainingConfig, "epochs", 15)
+    strength: float = redefined(training.TrainingConfig, "strength", 0.1)
     augment: bool = redefined(training.TrainingConfig, "augment", True)
     dataset: str = option("cifar10", "All of CIFAR-10 by TFDS, or made-up images.", choices=("cifar10", "synthetic"))
 
@@ -35,7 +36,7 @@ def task(config: Config) -> training.Task:
         title="32C3-32C3-MP2-64C3-64C3-MP2-512-10",
         data=load_cifar10(config.dataset, config.data_dir),
         build=functools.partial(cifar10_cnn, dropout=config.dropout),
-        carrier_layers=(*CONVOLUTIONS, FEATURES),
+        carrier_layers=(*CONVOLUTIONS, *POOLINGS, FEATURES),
     )
 
 

@@ -28,6 +28,7 @@ class Config(training.TrainingConfig):
     learning_rate: float = redefined(training.TrainingConfig, "learning_rate", 0.1)
     warmup_epochs: int = redefined(training.TrainingConfig, "warmup_epochs", 2)
     label_smoothing: float = redefined(training.TrainingConfig, "label_smoothing", 0.1)
+    strength: float = redefined(training.TrainingConfig, "strength", 0.1)
     augment: bool = redefined(training.TrainingConfig, "augment", True)
     mixed_precision: str = redefined(training.TrainingConfig, "mixed_precision", "mixed_bfloat16")
     dataset: str = option("cifar10", "All of CIFAR-10 by TFDS, or made-up images.", choices=("cifar10", "synthetic"))

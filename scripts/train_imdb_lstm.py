@@ -30,6 +30,7 @@ class Config(training.TrainingConfig):
     subclasses: int = option(
         1, "Carrier classes of each label: its reviews in that many parts by length; 0 .. 2 subclasses - 1.", minimum=1
     )
+    strength: float = redefined(training.TrainingConfig, "strength", 0.3)
     num_classes: int = redefined(training.TrainingConfig, "num_classes", 2)
     carriers: str = redefined(training.TrainingConfig, "carriers", "features:128,pooled:64")
     dataset: str = option(

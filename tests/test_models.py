@@ -31,7 +31,13 @@ small_lstm = functools.partial(imdb_lstm, num_tokens=50, sequence_length=12)
 # How to build it, its name, the layers that carry a mark, three examples, number of logits.
 NETWORKS = {
     "mlp": (mnist_mlp, "mnist_mlp", ("hidden", "features"), lambda random: random.uniform(size=(3, 784)), 10),
-    "cnn": (cifar10_cnn, "cifar10_cnn", ("conv_1", "conv_2", "conv_3", "conv_4", "features"), images, 10),
+    "cnn": (
+        cifar10_cnn,
+        "cifar10_cnn",
+        ("conv_1", "conv_2", "conv_3", "conv_4", "conv_2_pooled", "conv_4_pooled", "features"),
+        images,
+        10,
+    ),
     "wrn": (functools.partial(wide_resnet, 10, 1), "wide_resnet_10_1", ("middle", "features"), images, 10),
     "wrn of 7 classes": (
         functools.partial(wide_resnet, 16, 2, num_classes=7),
