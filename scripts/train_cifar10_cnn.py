@@ -23,7 +23,6 @@ class Config(training.TrainingConfig):
     dropout: float = option(
         0.1, "Rate after each pooling; twice that after the hidden layer.", minimum=0.0, maximum=0.49
     )
-    epochs: int = redefined(training.TrainingConfig, "epochs", 15)
     strength: float = redefined(training.TrainingConfig, "strength", 0.1)
     augment: bool = redefined(training.TrainingConfig, "augment", True)
     dataset: str = option("cifar10", "All of CIFAR-10 by TFDS, or made-up images.", choices=("cifar10", "synthetic"))
