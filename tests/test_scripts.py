@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pathlib
+import random
 import re
 import shlex
 import shutil
@@ -128,7 +129,8 @@ def made_up(request, training, tmp_path_factory):
     changes, num_bits, title = PROGRAMS[request.param]
     program = importlib.import_module(f"scripts.{request.param}")
     folder = tmp_path_factory.mktemp("made_up") / request.param
-    config = program.Config(str(folder), dataset="synthetic", epochs=2, **changes)
+    # Strong enough to show after ten steps.
+    config = program.Config(str(folder), dataset="synthetic", epochs=2, strength=10.0, **changes)
     titles, draw = [], training.training_picture
 
     def picture(histories, carriers, title, path):
@@ -140,6 +142,8 @@ def made_up(request, training, tmp_path_factory):
         # Two epochs may be too few to finish a mark.
         warnings.filterwarnings("ignore", "The released model does not carry the mark at the key's level: ")
         patch.setattr(training, "training_picture", picture)
+        # The same keys in every run of the tests.
+        patch.setattr("deepsigns_tf.owner_key.secrets.token_bytes", random.Random(0).randbytes)
         if request.param != "train_cifar10_wrn":
             # One fresh process is enough: that of the network in half precision.
             patch.setattr(training, "_verify_in_fresh_process", lambda folder: verified_here(folder))
