@@ -38,12 +38,11 @@ def run(config: Config) -> dict[str, Any]:
 
     import deepsigns_tf as ds
     from models.wide_resnet import FEATURES, wide_resnet
+    from scripts.precision import dtype_policy
     from scripts.records import circumstances, write_json
 
     pathlib.Path(config.results_dir).mkdir(parents=True, exist_ok=True)
-    outer = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(config.dtype_policy)
-    try:
+    with dtype_policy(config.dtype_policy):
         key = ds.OwnerKey.generate("benchmark", [ds.Carrier(FEATURES, range(10), 16 * config.width)])
         regularizers = {FEATURES: ds.SignatureRegularizer(key, FEATURES)}
         models = [
@@ -51,8 +50,6 @@ def run(config: Config) -> dict[str, Any]:
             wide_resnet(config.depth, config.width, regularizers, ds.WatermarkedModel),
         ]
         row = measured_pairs(*(_fit(model, config) for model in models), config)
-    finally:
-        keras.config.set_dtype_policy(outer)
     result = {
         **circumstances(command_line("benchmarks.accelerator", config)),
         "device": [str(device) for device in keras.distribution.list_devices()] or ["CPU"],

@@ -5,7 +5,7 @@ python -m benchmarks.cnn --study=default     # results/cnn_default.json
 
 import functools
 
-from benchmarks.studies import Config, Network, Study, run
+from benchmarks.studies import Config, Network, Study, run, search
 from scripts.configs import run_program
 
 # Of the training images the last 5,000 judge; in half precision, which takes half the time.
@@ -17,21 +17,15 @@ NETWORK = Network(
     {
         "default": Study(range(5), attacked=True),
         # How strong, and where: maps averaged and flattened, early and late, two layers at once.
-        "search": Study(
-            range(100, 101),
-            tuple(
-                each | _SEARCH
-                for each in (
-                    {"strength": 0.2},
-                    {"strength": 0.1},
-                    {"strength": 0.5},
-                    {"strength": 0.2, "carriers": "conv_4:64", "pooling": "flatten"},
-                    {"strength": 0.2, "carriers": "conv_4_pooled:64", "pooling": "flatten"},
-                    {"strength": 0.2, "carriers": "conv_4:32"},
-                    {"strength": 0.2, "carriers": "features:64,conv_4:32"},
-                )
-            ),
-            share_twin=True,
+        "search": search(
+            _SEARCH,
+            {"strength": 0.2},
+            {"strength": 0.1},
+            {"strength": 0.5},
+            {"strength": 0.2, "carriers": "conv_4:64", "pooling": "flatten"},
+            {"strength": 0.2, "carriers": "conv_4_pooled:64", "pooling": "flatten"},
+            {"strength": 0.2, "carriers": "conv_4:32"},
+            {"strength": 0.2, "carriers": "features:64,conv_4:32"},
         ),
         # How much fits: 70 to 5,000 bits in the 512 features of the last hidden layer.
         "capacity": Study(

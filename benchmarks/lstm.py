@@ -5,7 +5,7 @@ python -m benchmarks.lstm --study=default     # results/lstm_default.json
 
 import functools
 
-from benchmarks.studies import Config, Network, Study, run
+from benchmarks.studies import Config, Network, Study, run, search
 from scripts.configs import run_program
 
 # Of the training reviews the last 2,500 judge.
@@ -17,21 +17,15 @@ NETWORK = Network(
     {
         "default": Study(range(5), attacked=True),
         # How strong, and how 256 bits and more fit into two classes: one wide layer, two layers, more classes made from the inputs.
-        "search": Study(
-            range(100, 101),
-            tuple(
-                each | _SEARCH
-                for each in (
-                    {"strength": 0.3},
-                    {"strength": 0.1},
-                    {"strength": 1.0},
-                    {"strength": 0.3, "carriers": "pooled:64"},
-                    {"strength": 0.3, "carriers": "features:128"},
-                    {"strength": 0.3, "carriers": "features:200"},
-                    {"strength": 0.3, "carriers": "features:32", "subclasses": 4, "num_classes": 8},
-                )
-            ),
-            share_twin=True,
+        "search": search(
+            _SEARCH,
+            {"strength": 0.3},
+            {"strength": 0.1},
+            {"strength": 1.0},
+            {"strength": 0.3, "carriers": "pooled:64"},
+            {"strength": 0.3, "carriers": "features:128"},
+            {"strength": 0.3, "carriers": "features:200"},
+            {"strength": 0.3, "carriers": "features:32", "subclasses": 4, "num_classes": 8},
         ),
     },
     fine_tuning_epochs=4,

@@ -13,7 +13,6 @@ hide on an idle one; the rows "all cores" use the whole machine, as a training d
 
 import concurrent.futures
 import dataclasses
-import functools
 import importlib
 import multiprocessing
 import pathlib
@@ -87,7 +86,7 @@ STUDIES = {
         Setting("WRN-16-2", network="wrn"),
         Setting("WRN-16-2, all cores", network="wrn", all_cores=True),
     ),
-    # One thing varies, the others are 8 classes x 64 bits in 2,048 units; the classes share 2,000 bits.
+    # One thing varies: bits in 8 classes and 2,048 units; classes that share 2,000 bits there; units for 256 bits in 8 classes.
     "costs": (
         *(
             Setting(f"{8 * bits:,} bits", "hidden layer", f"features:{bits}", 8, 2048)
@@ -142,7 +141,7 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def _measure(setting: Setting, config: Config) -> dict[str, Any]:
-    from scripts.training import dtype_policy
+    from scripts.precision import dtype_policy
 
     settings = _settings(setting)
     with dtype_policy(settings.mixed_precision):
@@ -237,11 +236,14 @@ def _trainer(model: Any, settings: Any, setting: Setting) -> Callable[[], None]:
     return step
 
 
+def _program(setting: Setting) -> Any:
+    module = {"cnn": "cifar10_cnn", "wrn": "cifar10_wrn", "lstm": "imdb_lstm"}.get(setting.network, "mnist_mlp")
+    return importlib.import_module(f"scripts.train_{module}")
+
+
 def _settings(setting: Setting) -> Any:
     """The configuration of the network's program, whose defaults are those of the results."""
-    module = {"cnn": "cifar10_cnn", "wrn": "cifar10_wrn", "lstm": "imdb_lstm"}.get(setting.network, "mnist_mlp")
-    program = importlib.import_module(f"scripts.train_{module}")
-    return program.Config(
+    return _program(setting).Config(
         output_dir="", carriers=setting.carriers, num_classes=setting.num_classes, **dict(setting.options)
     )
 
@@ -249,44 +251,27 @@ def _settings(setting: Setting) -> Any:
 def _models(setting: Setting, settings: Any) -> tuple[Any, Any]:
     """A plain network, and a marked one."""
     import deepsigns_tf as ds
+    from scripts.training import carriers, regularizers
 
-    build = _builder(setting, settings)
+    program = _program(setting)
+    build = _hidden_layer(setting) if setting.width else program.builder(settings)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # A mark of 64 bits is warned about.
-        carriers = [
-            ds.Carrier(layer, range(setting.num_classes), int(bits))
-            for layer, _, bits in (each.partition(":") for each in setting.carriers.split(","))
-        ]
-        key = ds.OwnerKey.generate("benchmark", carriers)
-    regularizers = {
-        carrier.name: ds.SignatureRegularizer(key, carrier.name, settings.strength, settings.centres)
-        for carrier in carriers
-    }
-    return build(), build(regularizers, ds.WatermarkedModel)
+        key = ds.OwnerKey.generate("benchmark", carriers(settings, program.CARRIER_LAYERS))
+    return build(), build(regularizers(settings, key), ds.WatermarkedModel)
 
 
-def _builder(setting: Setting, settings: Any) -> Callable[..., Any]:
+def _hidden_layer(setting: Setting) -> Callable[..., Any]:
     import keras
 
-    from models.cifar10_cnn import cifar10_cnn
-    from models.imdb_lstm import imdb_lstm
-    from models.mnist_mlp import mnist_mlp
-    from models.wide_resnet import wide_resnet
-
-    if setting.network == "wrn":
-        return functools.partial(wide_resnet, settings.depth, settings.width, l2=settings.l2)
-    builders = {"mlp": mnist_mlp, "cnn": cifar10_cnn, "lstm": imdb_lstm}
-    if setting.network in builders:
-        return builders[setting.network]
-
-    def hidden_layer(regularizers: Any = None, model_class: Any = keras.Model) -> Any:
+    def build(regularizers: Any = None, model_class: Any = keras.Model) -> Any:
         """784-width-classes."""
         inputs = keras.Input((784,))
         regularizer = (regularizers or {}).get("features")
         x = keras.layers.Dense(setting.width, "relu", activity_regularizer=regularizer)(inputs)
         return model_class(inputs, keras.layers.Dense(max(10, setting.num_classes))(x))
 
-    return hidden_layer
+    return build
 
 
 def _interval(ratios: list[float]) -> list[float]:

@@ -13,7 +13,7 @@ import time
 from typing import Any
 
 from benchmarks.cores import pool_on_cores
-from scripts.configs import option
+from scripts.configs import command_line, option, result_settings
 
 PRUNED_FRACTIONS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 
@@ -33,6 +33,16 @@ class Study:
     settings: tuple[dict[str, Any], ...] = ({},)
     attacked: bool = False
     share_twin: bool = False
+
+
+def search(shared: dict[str, Any], *settings: dict[str, Any]) -> Study:
+    """A study that chooses how strong a mark is and where it sits: one seed, apart from those of the results.
+
+    Args:
+        shared: What all runs have in common, held-out training examples among it.
+        settings: What they differ in, the mark alone.
+    """
+    return Study(range(100, 101), tuple(each | shared for each in settings), share_twin=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +86,6 @@ def run(network: Network, config: Config) -> dict[str, Any]:
     Raises:
         ValueError: If there is no such study, or a row was measured with other settings.
     """
-    from scripts.configs import command_line
     from scripts.records import circumstances, write_json
 
     if config.study not in network.studies:
@@ -86,16 +95,14 @@ def run(network: Network, config: Config) -> dict[str, Any]:
     study = network.studies[config.study]
     # Now, not after hours.
     pathlib.Path(config.results_dir).mkdir(parents=True, exist_ok=True)
-    rows = []
     with pool_on_cores(config.num_workers) as pool:
         jobs = [
             pool.submit(_run, network, config, number, seed)
             for number in range(len(study.settings))
             for seed in study.seeds
         ]
-        for job in concurrent.futures.as_completed(jobs):
-            rows.append(job.result())
-            print(f"{len(rows)} of {len(jobs)} done: seed {rows[-1]['settings']['seed']}", flush=True)
+        for number, job in enumerate(concurrent.futures.as_completed(jobs), 1):
+            print(f"{number} of {len(jobs)} done: seed {job.result()['settings']['seed']}", flush=True)
     rows = [job.result() for job in jobs]
     result = {
         **circumstances(command_line(f"benchmarks.{network.name}", config)),
@@ -109,7 +116,6 @@ def run(network: Network, config: Config) -> dict[str, Any]:
 
 
 def _run(network: Network, config: Config, number: int, seed: int) -> dict[str, Any]:
-    from scripts.configs import result_settings
     from scripts.records import write_json
 
     program = importlib.import_module(network.program)
@@ -172,8 +178,7 @@ def _attacked(program: Any, settings: Any, epochs: int) -> dict[str, Any]:
     import keras
 
     import deepsigns_tf as ds
-    from scripts.pipelines import crop_and_flip, training_batches
-    from scripts.training import compile_classifier
+    from scripts.training import accuracy, batches_of, compile_classifier
 
     folder = pathlib.Path(settings.output_dir)
     data = program.task(settings).data
@@ -182,9 +187,8 @@ def _attacked(program: Any, settings: Any, epochs: int) -> dict[str, Any]:
 
     def outcome(model: keras.Model) -> dict[str, float]:
         verdict = ds.verify(model, owner_key)
-        answers = model.predict(data.x_test, batch_size=1000, verbose=0).argmax(axis=1)
         return {
-            "accuracy": float((answers == data.y_test).mean()),
+            "accuracy": accuracy(model, data),
             "bit_error_rate": verdict.bit_error_rate,
             "log10_p_value": verdict.log10_p_value,
         }
@@ -193,14 +197,6 @@ def _attacked(program: Any, settings: Any, epochs: int) -> dict[str, Any]:
     # Fine-tuning: the task's loss alone, all training data, a fresh optimizer, a tenth of the learning rate, constant.
     keras.utils.set_random_seed(settings.seed)
     compile_classifier(marked, 0.1 * settings.learning_rate, settings)
-    batches, steps_per_epoch = training_batches(
-        data.x_train,
-        data.y_train,
-        settings.batch_size,
-        settings.seed,
-        range(settings.epochs, settings.epochs + epochs),
-        crop_and_flip if settings.augment else None,
-        data.num_classes if settings.label_smoothing else None,
-    )
+    batches, steps_per_epoch = batches_of(settings, data, range(settings.epochs, settings.epochs + epochs))()
     marked.fit(batches, epochs=epochs, steps_per_epoch=steps_per_epoch, shuffle=False, verbose=2)
     return {"pruned": pruned, "fine_tuned": {"epochs": epochs} | outcome(marked)}

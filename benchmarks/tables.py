@@ -32,7 +32,7 @@ def accuracy_table(results: dict[str, Result], study: str) -> str:
             row["settings"]["seed"],
             f"{100 * row['accuracy']['unmarked']:.2f}",
             f"{100 * row['accuracy']['marked']:.2f}",
-            f"{100 * (row['accuracy']['marked'] - row['accuracy']['unmarked']):+.2f}",
+            f"{_difference(row):+.2f}",
             _errors(row, "key inputs"),
             _errors(row, "held out"),
             f"{row['log10_p_value']['marked']:.1f}",
@@ -99,12 +99,11 @@ def settings_table(results: dict[str, Result]) -> str:
     rows = []
     for study, name in names.items():
         seeds = [row for row in results[study]["rows"] if row["settings"]["seed"] in shared]
-        difference = 100 * np.mean([row["accuracy"]["marked"] - row["accuracy"]["unmarked"] for row in seeds])
         rows.append(
             [
                 name,
                 seeds[0]["num_bits"],
-                f"{100 * np.mean([row['accuracy']['marked'] for row in seeds]):.2f} ({difference:+.2f})",
+                _accuracy_cell(seeds),
                 " / ".join(_errors(row, "key inputs") for row in seeds),
                 f"{np.mean([row['margin']['median'] for row in seeds]):.2f}",
                 f"{np.mean([row['pruned']['0.9']['bit_error_rate'] for row in seeds]):.4f}",
@@ -132,7 +131,7 @@ def strength_table(results: dict[str, Result], study: str) -> str:
     rows = []
     for strength in strengths:
         runs = [row for row in result["rows"] if row["settings"]["strength"] == strength]
-        differences = [100 * (row["accuracy"]["marked"] - row["accuracy"]["unmarked"]) for row in runs]
+        differences = [_difference(row) for row in runs]
         rows.append(
             [
                 f"{strength:g}",
@@ -239,7 +238,6 @@ def search_table(results: dict[str, Result], study: str) -> str:
         ways = [settings["carriers"].replace(":", " x ").replace(",", ", ")]
         ways += ["every pixel a feature"] if settings["pooling"] == "flatten" else []
         ways += [f"labels in {settings['subclasses']} parts by length"] if settings.get("subclasses", 1) > 1 else []
-        difference = row["accuracy"]["marked"] - row["accuracy"]["unmarked"]
         carriers = row["carriers"].items()
         last_epoch = row["bit_error_rate"]["last epoch"]
         rows.append(
@@ -247,7 +245,7 @@ def search_table(results: dict[str, Result], study: str) -> str:
                 "; ".join(ways),
                 row["num_bits"],
                 f"{settings['strength']:g}",
-                f"{100 * row['accuracy']['marked']:.2f} ({100 * difference:+.2f})",
+                _accuracy_cell([row]),
                 " / ".join(f"{last_epoch[name]:.4f}" for name, _ in carriers),
                 " / ".join(f"{carrier['bit_error_rate']:.4f}" for _, carrier in carriers),
                 f"{row['bit_error_rate']['held out']:.4f}",
@@ -273,7 +271,7 @@ def capacity_table(results: dict[str, Result]) -> str:
     rows = [
         [
             row["num_bits"],
-            f"{100 * row['accuracy']['marked']:.2f} ({100 * (row['accuracy']['marked'] - row['accuracy']['unmarked']):+.2f})",
+            _accuracy_cell([row]),
             f"{row['bit_error_rate']['key inputs']:.4f}",
             f"{row['bit_error_rate']['held out']:.4f}",
             f"{row['margin']['smallest']:.2f}",
@@ -340,6 +338,17 @@ def _circumstances(*results: Result) -> str:
 
 def _accuracies(result: Result, name: str) -> np.ndarray:
     return np.array([100 * row["accuracy"][name] for row in result["rows"]])
+
+
+def _difference(row: Result) -> float:
+    """Accuracy, marked - unmarked, in points."""
+    return float(100 * (row["accuracy"]["marked"] - row["accuracy"]["unmarked"]))
+
+
+def _accuracy_cell(rows: list[Result]) -> str:
+    """Means over the rows: accuracy of the marked model, and what it is more than the unmarked one's."""
+    marked = 100 * np.mean([row["accuracy"]["marked"] for row in rows])
+    return f"{marked:.2f} ({np.mean([_difference(row) for row in rows]):+.2f})"
 
 
 def _interval(differences: np.ndarray) -> tuple[float, float]:

@@ -5,7 +5,7 @@ python -m benchmarks.wrn --study=default     # results/wrn_default.json
 
 import functools
 
-from benchmarks.studies import Config, Network, Study, run
+from benchmarks.studies import Config, Network, Study, run, search
 from scripts.configs import run_program
 
 # Of the training images the last 5,000 judge.
@@ -18,20 +18,14 @@ NETWORK = Network(
         "default": Study(range(1), attacked=True),
         "short": Study(range(3), ({"epochs": 5},)),
         # How strong, and where: after the last block, in a middle one, both at once.
-        "search": Study(
-            range(100, 101),
-            tuple(
-                each | _SEARCH
-                for each in (
-                    {"strength": 0.3},
-                    {"strength": 0.1},
-                    {"strength": 0.03},
-                    {"strength": 0.1, "carriers": "middle:32"},
-                    {"strength": 0.1, "carriers": "features:64", "pooling": "flatten"},
-                    {"strength": 0.1, "carriers": "features:64,middle:32"},
-                )
-            ),
-            share_twin=True,
+        "search": search(
+            _SEARCH,
+            {"strength": 0.3},
+            {"strength": 0.1},
+            {"strength": 0.03},
+            {"strength": 0.1, "carriers": "middle:32"},
+            {"strength": 0.1, "carriers": "features:64", "pooling": "flatten"},
+            {"strength": 0.1, "carriers": "features:64,middle:32"},
         ),
     },
 )

@@ -8,12 +8,18 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
+
+import keras
 
 from models.cifar10_cnn import CONVOLUTIONS, FEATURES, POOLINGS, cifar10_cnn
 from scripts import training
 from scripts.configs import option, redefined, run_program
 from scripts.datasets import load_cifar10
+
+# The layers that may carry a mark.
+CARRIER_LAYERS = (*CONVOLUTIONS, *POOLINGS, FEATURES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,14 +34,19 @@ class Config(training.TrainingConfig):
     dataset: str = option("cifar10", "All of CIFAR-10 by TFDS, or made-up images.", choices=("cifar10", "synthetic"))
 
 
+def builder(config: Config) -> Callable[..., keras.Model]:
+    """What builds the network of a run."""
+    return functools.partial(cifar10_cnn, dropout=config.dropout)
+
+
 def task(config: Config) -> training.Task:
     """Network and data of a run."""
     return training.Task(
         program="scripts.train_cifar10_cnn",
         title="32C3-32C3-MP2-64C3-64C3-MP2-512-10",
         data=load_cifar10(config.dataset, config.data_dir),
-        build=functools.partial(cifar10_cnn, dropout=config.dropout),
-        carrier_layers=(*CONVOLUTIONS, *POOLINGS, FEATURES),
+        build=builder(config),
+        carrier_layers=CARRIER_LAYERS,
     )
 
 

@@ -8,12 +8,18 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
+
+import keras
 
 from models.wide_resnet import FEATURES, MIDDLE, wide_resnet
 from scripts import training
 from scripts.configs import option, redefined, run_program
 from scripts.datasets import load_cifar10
+
+# The layers that may carry a mark.
+CARRIER_LAYERS = (MIDDLE, FEATURES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,14 +40,19 @@ class Config(training.TrainingConfig):
     dataset: str = option("cifar10", "All of CIFAR-10 by TFDS, or made-up images.", choices=("cifar10", "synthetic"))
 
 
+def builder(config: Config) -> Callable[..., keras.Model]:
+    """What builds the network of a run."""
+    return functools.partial(wide_resnet, config.depth, config.width, l2=config.l2)
+
+
 def task(config: Config) -> training.Task:
     """Network and data of a run."""
     return training.Task(
         program="scripts.train_cifar10_wrn",
         title=f"WRN-{config.depth}-{config.width}",
         data=load_cifar10(config.dataset, config.data_dir),
-        build=functools.partial(wide_resnet, config.depth, config.width, l2=config.l2),
-        carrier_layers=(MIDDLE, FEATURES),
+        build=builder(config),
+        carrier_layers=CARRIER_LAYERS,
     )
 
 

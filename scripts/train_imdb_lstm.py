@@ -8,6 +8,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -17,6 +18,9 @@ from models.imdb_lstm import FEATURES, POOLED, imdb_lstm
 from scripts import training
 from scripts.configs import option, redefined, run_program
 from scripts.datasets import load_imdb
+
+# The layers that may carry a mark.
+CARRIER_LAYERS = (POOLED, FEATURES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +42,16 @@ class Config(training.TrainingConfig):
     )
 
 
+def builder(config: Config) -> Callable[..., keras.Model]:
+    """What builds the network of a run."""
+    return functools.partial(
+        imdb_lstm,
+        num_tokens=config.num_tokens,
+        sequence_length=config.sequence_length,
+        bidirectional=config.bidirectional,
+    )
+
+
 def task(config: Config) -> training.Task:
     """Network and data of a run."""
     data = load_imdb(config.dataset, config.num_tokens, config.sequence_length, config.data_dir)
@@ -54,13 +68,8 @@ def task(config: Config) -> training.Task:
         program="scripts.train_imdb_lstm",
         title=f"{'BiLSTM' if config.bidirectional else 'LSTM'}-512-2",
         data=data,
-        build=functools.partial(
-            imdb_lstm,
-            num_tokens=config.num_tokens,
-            sequence_length=config.sequence_length,
-            bidirectional=config.bidirectional,
-        ),
-        carrier_layers=(POOLED, FEATURES),
+        build=builder(config),
+        carrier_layers=CARRIER_LAYERS,
         carrier_labels=by_label_and_length if config.subclasses > 1 else None,
     )
 

@@ -7,12 +7,18 @@
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
+
+import keras
 
 from models.mnist_mlp import FEATURES, HIDDEN, mnist_mlp
 from scripts import training
 from scripts.configs import option, run_program
 from scripts.datasets import load_mnist
+
+# The layers that may carry a mark.
+CARRIER_LAYERS = (HIDDEN, FEATURES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,14 +32,19 @@ class Config(training.TrainingConfig):
     )
 
 
+def builder(config: Config) -> Callable[..., keras.Model]:
+    """What builds the network of a run."""
+    return mnist_mlp
+
+
 def task(config: Config) -> training.Task:
     """Network and data of a run."""
     return training.Task(
         program="scripts.train_mnist_mlp",
         title="784-512-512-10",
         data=load_mnist(config.dataset, config.data_dir),
-        build=mnist_mlp,
-        carrier_layers=(HIDDEN, FEATURES),
+        build=builder(config),
+        carrier_layers=CARRIER_LAYERS,
     )
 
 

@@ -12,7 +12,7 @@ import json
 import pathlib
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -27,6 +27,7 @@ from scripts.configs import command_line, option, result_settings
 from scripts.datasets import Dataset
 from scripts.pictures import training_picture
 from scripts.pipelines import crop_and_flip, training_batches
+from scripts.precision import dtype_policy
 from scripts.records import circumstances, write_json
 from scripts.strategies import fit, in_step, is_chief, on_chief, strategy_named
 
@@ -163,7 +164,7 @@ def run(config: TrainingConfig, task: Task) -> dict[str, Any]:
         "settings": result_settings(config),
         "num_parameters": unmarked.count_params(),
         "commitment": owner_key.commitment(),
-        "accuracy": {"marked": _accuracy(marked, task.data), "unmarked": _accuracy(unmarked, task.data)},
+        "accuracy": {"marked": accuracy(marked, task.data), "unmarked": accuracy(unmarked, task.data)},
         "bit_error_rate": {
             "key inputs": verdict["bit_error_rate"],
             "held out": _held_out_verdict(marked, owner_key, task).bit_error_rate,
@@ -184,22 +185,6 @@ def run(config: TrainingConfig, task: Task) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def dtype_policy(mixed_precision: str) -> Iterator[None]:
-    """The policy under which layers are made; it is Keras' and global, so it is put back.
-
-    Args:
-        mixed_precision: Name of a policy, or `"none"` to leave all as it is.
-    """
-    outer = keras.config.dtype_policy()
-    if mixed_precision != "none":
-        keras.config.set_dtype_policy(mixed_precision)
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(outer)
-
-
-@contextlib.contextmanager
 def _fresh_start(config: TrainingConfig) -> Iterator[None]:
     """Where a network is built: with the run's seed and precision, and with names as in a process that has built nothing yet.
 
@@ -215,28 +200,37 @@ def _fresh_start(config: TrainingConfig) -> Iterator[None]:
 
 
 def _new_key(config: TrainingConfig, task: Task) -> ds.OwnerKey:
-    key = ds.OwnerKey.generate(f"deepsigns_tf example, {task.data.name}", _carriers(config, task))
+    key = ds.OwnerKey.generate(f"deepsigns_tf example, {task.data.name}", carriers(config, task.carrier_layers))
     pool = task.key_inputs(task.data.x_train, task.data.y_train)
     return key.with_key_inputs(pool.inputs, pool.labels, config.num_key_inputs_per_class)
 
 
-def _carriers(config: TrainingConfig, task: Task) -> list[ds.Carrier]:
-    carriers = []
+def carriers(config: TrainingConfig, layers: Sequence[str]) -> list[ds.Carrier]:
+    """The carriers that the flag `carriers` asks for.
+
+    Args:
+        config: The flags.
+        layers: Names of the layers that may carry a mark.
+
+    Raises:
+        ValueError: If the flag is malformed or names another layer.
+    """
+    found = []
     for each in config.carriers.split(","):
         layer, _, bits = each.partition(":")
-        if layer not in task.carrier_layers or not bits.isdecimal():
+        if layer not in layers or not bits.isdecimal():
             raise ValueError(
                 "Invalid value for flag `carriers`. Expected layer:bits or layer:bits,layer:bits with layers from "
-                f"{list(task.carrier_layers)}. Received: carriers={config.carriers!r}"
+                f"{list(layers)}. Received: carriers={config.carriers!r}"
             )
-        carriers.append(
+        found.append(
             ds.Carrier(layer, range(config.num_classes), int(bits), config.pooling, config.projection)  # type: ignore[arg-type]
         )
-    return carriers
+    return found
 
 
 def _check_batches(config: TrainingConfig, task: Task, key: ds.OwnerKey) -> None:
-    _batches(config, task.data, range(config.epochs))()
+    batches_of(config, task.data, range(config.epochs))()
     share = float(np.isin(task.data.y_train, key.classes).mean())
     if share * config.batch_size < 1.0:
         raise ValueError(
@@ -306,8 +300,9 @@ def _marked(
     return keras.models.load_model(path), ds.OwnerKey.load(folder / "owner.key")
 
 
-def _marked_model(config: TrainingConfig, task: Task, owner_key: ds.OwnerKey) -> keras.Model:
-    regularizers = {
+def regularizers(config: TrainingConfig, owner_key: ds.OwnerKey) -> dict[str, ds.SignatureRegularizer]:
+    """The marks that the flags describe, by the names of their layers."""
+    return {
         carrier.name: ds.SignatureRegularizer(
             owner_key,
             carrier.name,
@@ -317,15 +312,19 @@ def _marked_model(config: TrainingConfig, task: Task, owner_key: ds.OwnerKey) ->
         )
         for carrier in owner_key.carriers
     }
+
+
+def _marked_model(config: TrainingConfig, task: Task, owner_key: ds.OwnerKey) -> keras.Model:
+    marks = regularizers(config, owner_key)
     derive = task.carrier_labels
     if derive is None:
-        return task.build(regularizers, ds.WatermarkedModel)
+        return task.build(marks, ds.WatermarkedModel)
 
     class DerivedClasses(ds.WatermarkedModel):
         def carrier_labels(self, x: Any, y: Any) -> Any:
             return derive(x, super().carrier_labels(x, y))
 
-    return task.build(regularizers, DerivedClasses)
+    return task.build(marks, DerivedClasses)
 
 
 def _fit(
@@ -352,7 +351,7 @@ def _fit(
     with strategy.scope():
         compile_classifier(model, schedule, config)
         first_epoch = checkpoint.restore(model)
-    batches = _batches(config, data, range(first_epoch, epochs))
+    batches = batches_of(config, data, range(first_epoch, epochs))
     settings: dict[str, Any] = {"epochs": epochs, "initial_epoch": first_epoch, "steps_per_epoch": steps_per_epoch}
     if is_chief(strategy):
         board = keras.callbacks.TensorBoard(folder / "tensorboard" / name, write_graph=False)
@@ -368,8 +367,17 @@ def _fit(
         folders.write_history(folder / f"{name}.csv", checkpoint.history)
 
 
-def _batches(config: TrainingConfig, data: Dataset, epochs: range) -> Callable[..., tuple[tf.data.Dataset, int]]:
-    """What makes the batches of a training; it takes the share of them that is wanted."""
+def batches_of(config: TrainingConfig, data: Dataset, epochs: range) -> Callable[..., tuple[tf.data.Dataset, int]]:
+    """What makes the batches of a training; it takes the share of them that is wanted.
+
+    Args:
+        config: Batch size, seed, augmentation, label smoothing.
+        data: What is learned.
+        epochs: The epochs to go through.
+
+    Returns:
+        `training_batches` with all arguments but `share`.
+    """
     return functools.partial(
         training_batches,
         data.x_train,
@@ -424,7 +432,8 @@ def _held_out_verdict(marked: keras.Model, owner_key: ds.OwnerKey, task: Task) -
     return ds.verify(marked, dataclasses.replace(owner_key, key_inputs=held_out))
 
 
-def _accuracy(model: keras.Model, data: Dataset) -> float:
+def accuracy(model: keras.Model, data: Dataset) -> float:
+    """Share of the test inputs that a model of logits answers rightly."""
     answers = model.predict(data.x_test, batch_size=1000, verbose=0).argmax(axis=1)
     return float(np.mean(answers == data.y_test))
 
