@@ -35,7 +35,7 @@ NUM_CLASSES, BITS_PER_CLASS, NUM_UNITS, NUM_PER_CLASS = 10, 64, 512, 64
 class Config:
     """How much to measure."""
 
-    output: str = option("results/calibration.json", "Where the result goes.", shapes_result=False)
+    results_dir: str = option("results", "Folder for the result.", shapes_result=False)
     data_dir: str | None = option(None, "TFDS folder; its default one if not given.", shapes_result=False)
     num_keys: int = option(10_000, "Keys.", minimum=2)
     epochs: int = option(2, "Passes over the training set for each unmarked model.", minimum=1)
@@ -47,6 +47,8 @@ def run(config: Config) -> dict[str, Any]:
     from scripts.datasets import load_mnist
     from scripts.records import circumstances, write_json
 
+    # Now, not after hours.
+    pathlib.Path(config.results_dir).mkdir(parents=True, exist_ok=True)
     data = load_mnist("mnist", config.data_dir)
     activations = np.stack([_activations(seed, data, config.epochs) for seed in tqdm(MODEL_SEEDS, desc="models")])
     chunks = np.array_split(np.arange(config.num_keys), 20 * config.num_workers)
@@ -63,7 +65,7 @@ def run(config: Config) -> dict[str, Any]:
         f"{config.num_keys} keys of {NUM_CLASSES} x {BITS_PER_CLASS} bits",
         "rows": rows,
     }
-    write_json(pathlib.Path(config.output), result)
+    write_json(pathlib.Path(config.results_dir) / "calibration.json", result)
     for row in rows:
         print(row)
     return result

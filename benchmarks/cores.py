@@ -1,25 +1,36 @@
 """Processes that have a core each, so that two measurements at a time do not disturb one another."""
 
 import concurrent.futures
+import contextlib
 import multiprocessing
 import os
+from collections.abc import Iterator
 from multiprocessing.queues import Queue
 
 
-def pool_on_cores(num_workers: int) -> concurrent.futures.ProcessPoolExecutor:
+@contextlib.contextmanager
+def pool_on_cores(num_workers: int) -> Iterator[concurrent.futures.ProcessPoolExecutor]:
     """A pool of fresh processes, each pinned to a core of its own where the system can pin (Linux).
+
+    An error in the `with` block ends the processes, whatever they do: else it would show after hours, when all are done.
 
     Args:
         num_workers: How many at a time; at most the number of cores, or several share one.
     """
     context = multiprocessing.get_context("spawn")
-    if not hasattr(os, "sched_setaffinity"):
-        return concurrent.futures.ProcessPoolExecutor(num_workers, context)
-    cores = sorted(os.sched_getaffinity(0))
     free: Queue[int] = context.Queue()
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     for worker in range(num_workers):
-        free.put(cores[worker % len(cores)])
-    return concurrent.futures.ProcessPoolExecutor(num_workers, context, _pin, (free,))
+        if cores:
+            free.put(cores[worker % len(cores)])
+    others = set(multiprocessing.active_children())
+    with concurrent.futures.ProcessPoolExecutor(num_workers, context, _pin if cores else None, (free,)) as pool:
+        try:
+            yield pool
+        except BaseException:
+            for process in set(multiprocessing.active_children()) - others:
+                process.terminate()
+            raise
 
 
 def _pin(free: "Queue[int]") -> None:

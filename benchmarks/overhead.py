@@ -213,8 +213,10 @@ def _trainer(model: Any, settings: Any, setting: Setting) -> Callable[[], None]:
 
     random = np.random.default_rng(0)
     num_examples = _BATCH_SIZE * (10 if setting.by_step else _STEPS_OF_FIT)
-    # Whole numbers in [0, 256) are pixels to the networks for images, and tokens to the one for text.
+    # Whole numbers in [0, 256) are pixels to the networks for photographs, tokens to the one for text; the others want [0, 1].
     x = random.integers(0, 256, (num_examples, *model.input_shape[1:])).astype(model.inputs[0].dtype)
+    if setting.network in ("mlp", "hidden layer"):
+        x /= 255
     y = random.integers(0, model.output_shape[-1], num_examples)
     if settings.label_smoothing:
         y = keras.utils.to_categorical(y, model.output_shape[-1])

@@ -2,7 +2,7 @@
 
 import io
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import matplotlib
@@ -71,6 +71,13 @@ def capacity_picture(result: dict[str, Any], path: pathlib.Path) -> None:
         _logarithmic(axes, bits)
         axes.set_xlabel("bits in 10 classes and 512 features")
     _save(figure, path)
+
+
+# By the name of the result that they show.
+PICTURES: dict[str, Callable[[dict[str, Any], pathlib.Path], None]] = {
+    "overhead_costs": costs_picture,
+    "cnn_capacity": capacity_picture,
+}
 
 
 def _logarithmic(axes: Any, values: Sequence[int]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks.cores import pool_on_cores
 from scripts.configs import command_line, option, result_settings
 
-PRUNED_FRACTIONS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
+PRUNED_FRACTIONS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,17 +102,25 @@ def run(network: Network, config: Config) -> dict[str, Any]:
             for seed in study.seeds
         ]
         for number, job in enumerate(concurrent.futures.as_completed(jobs), 1):
-            print(f"{number} of {len(jobs)} done: seed {job.result()['settings']['seed']}", flush=True)
+            row = job.result()
+            print(f"{number} of {len(jobs)} done: seed {row['settings']['seed']}", flush=True)
     rows = [job.result() for job in jobs]
+    days = [row["date"] for row in rows]
     result = {
+        # Days, machines and versions of the runs, not of the moment in which they are put together.
         **circumstances(command_line(f"benchmarks.{network.name}", config)),
+        "date": " to ".join(sorted({min(days), max(days)})),
+        "hardware": _all_of([row["hardware"] for row in rows]),
+        "versions": {name: _all_of([row["versions"][name] for row in rows]) for name in rows[0]["versions"]},
         "data": rows[0]["data"],
         "rows": rows,
     }
-    # The days on which the runs were made, not that on which they were put together.
-    result["date"] = " to ".join(sorted({min(row["date"] for row in rows), max(row["date"] for row in rows)}))
     write_json(pathlib.Path(config.results_dir) / f"{network.name}_{config.study}.json", result)
     return result
+
+
+def _all_of(values: list[str]) -> str:
+    return " and ".join(sorted(set(values)))
 
 
 def _run(network: Network, config: Config, number: int, seed: int) -> dict[str, Any]:
@@ -138,12 +146,20 @@ def _run(network: Network, config: Config, number: int, seed: int) -> dict[str, 
                 f"This row was measured with other settings. Expected {result_settings(settings)}. "
                 f"Received: {row['settings']} in {path}; remove the folder to measure it again"
             )
-        return row
-    row = _row(program.run(settings))
-    if study.attacked:
+    else:
+        row = _row(program.run(settings))
+        write_json(path, row)
+    if study.attacked and _attacks_of(row) != (PRUNED_FRACTIONS, network.fine_tuning_epochs):
         row |= _attacked(program, settings, network.fine_tuning_epochs)
-    write_json(path, row)
+        write_json(path, row)
     return row
+
+
+def _attacks_of(row: dict[str, Any]) -> tuple[tuple[float, ...], int] | None:
+    """The attacks that a row was measured under: pruned fractions, epochs of fine-tuning."""
+    if "fine_tuned" not in row:
+        return None
+    return tuple(float(fraction) for fraction in row["pruned"]), row["fine_tuned"]["epochs"]
 
 
 def _twin(folder: pathlib.Path) -> str:
@@ -157,6 +173,8 @@ def _row(result: dict[str, Any]) -> dict[str, Any]:
     readings = result["verdict"]["readings"]
     return {
         "date": result["date"],
+        "hardware": result["hardware"],
+        "versions": result["versions"],
         "data": result["data"],
         "settings": result["settings"],
         "accuracy": result["accuracy"],
@@ -183,6 +201,8 @@ def _attacked(program: Any, settings: Any, epochs: int) -> dict[str, Any]:
     folder = pathlib.Path(settings.output_dir)
     data = program.task(settings).data
     owner_key = ds.OwnerKey.load(folder / "owner.key")
+    # Before the model is loaded: dropout layers draw their seeds then.
+    keras.utils.set_random_seed(settings.seed)
     marked = keras.models.load_model(folder / "marked.keras")
 
     def outcome(model: keras.Model) -> dict[str, float]:
@@ -195,7 +215,6 @@ def _attacked(program: Any, settings: Any, epochs: int) -> dict[str, Any]:
 
     pruned = {str(fraction): outcome(ds.prune_weights(marked, fraction)) for fraction in PRUNED_FRACTIONS}
     # Fine-tuning: the task's loss alone, all training data, a fresh optimizer, a tenth of the learning rate, constant.
-    keras.utils.set_random_seed(settings.seed)
     compile_classifier(marked, 0.1 * settings.learning_rate, settings)
     batches, steps_per_epoch = batches_of(settings, data, range(settings.epochs, settings.epochs + epochs))()
     marked.fit(batches, epochs=epochs, steps_per_epoch=steps_per_epoch, shuffle=False, verbose=2)

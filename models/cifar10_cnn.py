@@ -48,4 +48,4 @@ def cifar10_cnn(
     x = keras.layers.Flatten(name="flattened")(x)
     x = keras.layers.Dense(512, activation="relu", activity_regularizer=regularizers.get(FEATURES), name=FEATURES)(x)
     x = keras.layers.Dropout(2 * dropout, name=f"{FEATURES}_dropout")(x)
-    return model_class(inputs, keras.layers.Dense(10, name="logits")(x), name="cifar10_cnn")
+    return model_class(inputs, keras.layers.Dense(10, dtype="float32", name="logits")(x), name="cifar10_cnn")

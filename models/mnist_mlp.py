@@ -29,4 +29,4 @@ def mnist_mlp(
         regularizer = (activity_regularizers or {}).get(name)
         x = keras.layers.Dense(512, activation="relu", activity_regularizer=regularizer, name=name)(x)
         x = keras.layers.Dropout(0.2, name=f"{name}_dropout")(x)
-    return model_class(inputs, keras.layers.Dense(10, name="logits")(x), name="mnist_mlp")
+    return model_class(inputs, keras.layers.Dense(10, dtype="float32", name="logits")(x), name="mnist_mlp")

@@ -37,14 +37,19 @@ class Dataset:
         """The last training examples in place of the test set, for choosing hyper-parameters.
 
         Args:
-            num_examples: How many, 1 .. n - 1.
+            num_examples: How many, 0 .. n - 1; with 0 the test set stays.
 
         Returns:
             A data set whose test part is taken from the training data.
+
+        Raises:
+            ValueError: If nothing is left to train on.
         """
+        if num_examples == 0:
+            return self
         if not 0 < num_examples < len(self.x_train):
             raise ValueError(
-                "Invalid number of examples to hold out. Expected some, but not all of the training set. "
+                "Invalid number of examples to hold out. Expected less than all of the training set. "
                 f"Received: num_examples={num_examples} of {len(self.x_train)}"
             )
         return dataclasses.replace(
@@ -139,8 +144,9 @@ def _by_tfds(name: str, asked_for: str, data_dir: str | None) -> Dataset:
         if not builder.is_prepared():
             # TFDS tries ten times, for minutes, where there is no network.
             print(f"Downloading {name} into {builder.data_dir}", flush=True)
+            builder.download_and_prepare()
         (x_train, y_train), (x_test, y_test) = tfds.as_numpy(
-            tfds.load(name, split=["train", "test"], batch_size=-1, as_supervised=True, data_dir=data_dir)
+            builder.as_dataset(["train", "test"], batch_size=-1, as_supervised=True)
         )
     except (OSError, tfds.download.DownloadError) as error:
         raise ValueError(

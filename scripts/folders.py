@@ -52,7 +52,8 @@ def claim(folder: pathlib.Path, config: Any, program: str, num_parameters: int) 
         )
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "config.json"
-    held = sorted(each.name for each in folder.iterdir())
+    # Not the hidden ones: a killed run may have left half of a file under its temporary name.
+    held = sorted(each.name for each in folder.iterdir() if not each.name.startswith("."))
     if held and not config.resume:
         raise ValueError(
             "This folder is not empty; another run's owner key could be lost. Expected an empty folder, or `--resume` to go on. "
@@ -124,13 +125,13 @@ def check_twin(config: Any, program: str) -> None:
     """Refuses to take an unmarked model of another task for this one's twin.
 
     Raises:
-        ValueError: If `unmarked_from` is given and the run in that folder differs in more than the mark.
+        ValueError: If `unmarked_from` is given, was not taken yet, and the run in that folder differs in more than the mark.
     """
-    if config.unmarked_from is None:
+    if config.unmarked_from is None or (pathlib.Path(config.output_dir) / "unmarked.keras").exists():
         return
     folder = pathlib.Path(config.unmarked_from)
     received = "without one"
-    if (folder / "unmarked.keras").exists():
+    if all((folder / name).exists() for name in ("config.json", "unmarked.csv", "unmarked.keras")):
         recorded = json.loads((folder / "config.json").read_text())
         other = other_settings(config, program, recorded, OF_THE_MARK)
         received = f"whose run has { {name: recorded.get(name) for name in other} }" if other else ""

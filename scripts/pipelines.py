@@ -24,7 +24,7 @@ def training_batches(
         x: `(n, ...)` inputs.
         y: `(n,)` labels.
         batch_size: Examples of a batch, 1 .. n. The n % batch_size examples that are left over differ in every epoch.
-        seed: With the number of an epoch it fixes the order of its examples, and with that of the batch its augmentation.
+        seed: 0 .. 2^31 - 1. With the number of an epoch it fixes the order of its examples, and with that of the batch its augmentation.
         epochs: The epochs to go through.
         augmentation: `(inputs, seed of shape (2,)) -> inputs`, on whole batches; none by default.
         num_classes: Gives the labels as one-hot rows of that many classes; as numbers by default.

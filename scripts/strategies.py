@@ -149,7 +149,8 @@ def fit(
 ) -> None:
     """What `model.fit` does, step by step, for a model that several workers train.
 
-    Keras 3.15 fails with more than one worker when it looks at the first batch. The step itself is the model's own.
+    Keras 3.15 fails with more than one worker when it looks at the first batch. The step itself is the model's own. A callback
+    cannot end the training early: the other workers would wait for ever.
 
     Args:
         model: Built and compiled in the scope of its strategy.

@@ -31,6 +31,7 @@ class Config(training.TrainingConfig):
     )
     strength: float = redefined(training.TrainingConfig, "strength", 0.1)
     augment: bool = redefined(training.TrainingConfig, "augment", True)
+    mixed_precision: str = redefined(training.TrainingConfig, "mixed_precision", "mixed_bfloat16")
     dataset: str = option("cifar10", "All of CIFAR-10 by TFDS, or made-up images.", choices=("cifar10", "synthetic"))
 
 
@@ -44,7 +45,7 @@ def task(config: Config) -> training.Task:
     return training.Task(
         program="scripts.train_cifar10_cnn",
         title="32C3-32C3-MP2-64C3-64C3-MP2-512-10",
-        data=load_cifar10(config.dataset, config.data_dir),
+        data=load_cifar10(config.dataset, config.data_dir).hold_out(config.holdout),
         build=builder(config),
         carrier_layers=CARRIER_LAYERS,
     )
@@ -52,7 +53,7 @@ def task(config: Config) -> training.Task:
 
 def run(config: Config) -> dict[str, Any]:
     """Trains both models, releases the marked one and verifies it with its controls; see `training.run`."""
-    return training.run(config, task(config))
+    return training.run(config, lambda: task(config))
 
 
 if __name__ == "__main__":

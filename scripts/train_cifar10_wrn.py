@@ -34,7 +34,7 @@ class Config(training.TrainingConfig):
     learning_rate: float = redefined(training.TrainingConfig, "learning_rate", 0.1)
     warmup_epochs: int = redefined(training.TrainingConfig, "warmup_epochs", 2)
     label_smoothing: float = redefined(training.TrainingConfig, "label_smoothing", 0.1)
-    strength: float = redefined(training.TrainingConfig, "strength", 0.1)
+    strength: float = redefined(training.TrainingConfig, "strength", 0.3)
     augment: bool = redefined(training.TrainingConfig, "augment", True)
     mixed_precision: str = redefined(training.TrainingConfig, "mixed_precision", "mixed_bfloat16")
     dataset: str = option("cifar10", "All of CIFAR-10 by TFDS, or made-up images.", choices=("cifar10", "synthetic"))
@@ -50,7 +50,7 @@ def task(config: Config) -> training.Task:
     return training.Task(
         program="scripts.train_cifar10_wrn",
         title=f"WRN-{config.depth}-{config.width}",
-        data=load_cifar10(config.dataset, config.data_dir),
+        data=load_cifar10(config.dataset, config.data_dir).hold_out(config.holdout),
         build=builder(config),
         carrier_layers=CARRIER_LAYERS,
     )
@@ -58,7 +58,7 @@ def task(config: Config) -> training.Task:
 
 def run(config: Config) -> dict[str, Any]:
     """Trains both models, releases the marked one and verifies it with its controls; see `training.run`."""
-    return training.run(config, task(config))
+    return training.run(config, lambda: task(config))
 
 
 if __name__ == "__main__":

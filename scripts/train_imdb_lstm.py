@@ -54,7 +54,9 @@ def builder(config: Config) -> Callable[..., keras.Model]:
 
 def task(config: Config) -> training.Task:
     """Network and data of a run."""
-    data = load_imdb(config.dataset, config.num_tokens, config.sequence_length, config.data_dir)
+    data = load_imdb(config.dataset, config.num_tokens, config.sequence_length, config.data_dir).hold_out(
+        config.holdout
+    )
     # Lengths that divide the training reviews into parts of the same size.
     lengths = np.count_nonzero(data.x_train, axis=1)
     limits = np.quantile(lengths, np.arange(1, config.subclasses) / config.subclasses).astype(np.int32)
@@ -76,7 +78,7 @@ def task(config: Config) -> training.Task:
 
 def run(config: Config) -> dict[str, Any]:
     """Trains both models, releases the marked one and verifies it with its controls; see `training.run`."""
-    return training.run(config, task(config))
+    return training.run(config, lambda: task(config))
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def task(config: Config) -> training.Task:
     return training.Task(
         program="scripts.train_mnist_mlp",
         title="784-512-512-10",
-        data=load_mnist(config.dataset, config.data_dir),
+        data=load_mnist(config.dataset, config.data_dir).hold_out(config.holdout),
         build=builder(config),
         carrier_layers=CARRIER_LAYERS,
     )
@@ -50,7 +50,7 @@ def task(config: Config) -> training.Task:
 
 def run(config: Config) -> dict[str, Any]:
     """Trains both models, releases the marked one and verifies it with its controls; see `training.run`."""
-    return training.run(config, task(config))
+    return training.run(config, lambda: task(config))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -48,12 +49,12 @@ class TrainingConfig:
     holdout: int = option(
         0, "Evaluate on that many held-out training examples and leave the test set alone; 0: test set.", minimum=0
     )
-    seed: int = option(0, "For initial weights, shuffling and dropout, of both models.", minimum=0)
+    seed: int = option(0, "For initial weights, shuffling and dropout, of both models.", minimum=0, maximum=2**31 - 1)
     epochs: int = option(20, "Passes over the training set.", minimum=1)
     batch_size: int = option(128, "Examples a step.", minimum=1)
     optimizer: str = option("adam", "Adam, or SGD with Nesterov's momentum 0.9.", choices=tuple(_OPTIMIZERS))
     learning_rate: float = option(1e-3, "The largest one; it falls to 0 along a cosine.", minimum=0.0)
-    warmup_epochs: int = option(0, "Epochs in which the learning rate rises from 0.", minimum=0)
+    warmup_epochs: int = option(0, "Epochs in which the learning rate rises from 0; all but one at most.", minimum=0)
     label_smoothing: float = option(0.0, "Share of the target that all classes have alike.", minimum=0.0, maximum=1.0)
     augment: bool = option(False, "Shift images by up to 4 pixels and mirror half of them, anew in every epoch.")
     mixed_precision: str = option(
@@ -87,11 +88,6 @@ class TrainingConfig:
     )
     resume: bool = option(False, "Go on with an interrupted run in the folder.", shapes_result=False)
 
-    def __post_init__(self) -> None:
-        # Here, and not where it is used: TensorFlow connects its workers before it does anything else, and programs load
-        # their data with it.
-        strategy_named(self.strategy)
-
 
 @dataclasses.dataclass(frozen=True)
 class Task:
@@ -121,12 +117,12 @@ class Task:
         return KeyInputs(inputs, labels)
 
 
-def run(config: TrainingConfig, task: Task) -> dict[str, Any]:
+def run(config: TrainingConfig, load_task: Callable[[], Task]) -> dict[str, Any]:
     """Trains both models, releases the marked one and verifies it with its controls.
 
     Args:
         config: What to do.
-        task: With what.
+        load_task: Gives what to do it with.
 
     Returns:
         What `result.json` holds; nothing on a worker that is not the first.
@@ -134,9 +130,10 @@ def run(config: TrainingConfig, task: Task) -> dict[str, Any]:
     Raises:
         ValueError: If settings and data do not fit each other, or the folder holds another run. Nothing is written then.
     """
+    # First: TensorFlow connects its workers before it does anything else, and data is loaded with it.
+    strategy = strategy_named(config.strategy)
     folder = pathlib.Path(config.output_dir)
-    if config.holdout:
-        task = dataclasses.replace(task, data=task.data.hold_out(config.holdout))
+    task = load_task()
     # Whatever is wrong with the settings shows here, before a folder is claimed or an hour of training is lost.
     new_key = _new_key(config, task)
     _check_batches(config, task, new_key)
@@ -144,7 +141,6 @@ def run(config: TrainingConfig, task: Task) -> dict[str, Any]:
     with dtype_policy(config.mixed_precision):
         num_parameters = _marked_model(config, task, new_key).count_params()
 
-    strategy = strategy_named(config.strategy)
     on_chief(strategy, lambda: _begin(folder, config, task, new_key, num_parameters))
     # On the other workers too: their flags may be others.
     in_step(strategy, lambda: folders.check_settings(folder, config, task.program))
@@ -231,7 +227,8 @@ def carriers(config: TrainingConfig, layers: Sequence[str]) -> list[ds.Carrier]:
 
 def _check_batches(config: TrainingConfig, task: Task, key: ds.OwnerKey) -> None:
     batches_of(config, task.data, range(config.epochs))()
-    share = float(np.isin(task.data.y_train, key.classes).mean())
+    labels = task.key_inputs(task.data.x_train, task.data.y_train).labels
+    share = float(np.isin(labels, key.classes).mean())
     if share * config.batch_size < 1.0:
         raise ValueError(
             "The batches are too small for the mark. Expected an example of a carrier class in a batch on average. "
@@ -417,7 +414,9 @@ def _verify_in_fresh_process(folder: pathlib.Path) -> dict[str, Any]:
     command = [sys.executable, "-m", "scripts.verify"]
     command += [f"--model={folder / 'marked.keras'}", f"--owner_key={folder / 'owner.key'}", f"--verdict={path}"]
     print("\nVerification of the released file in a fresh process", flush=True)
-    status = subprocess.run(command, check=False, cwd=pathlib.Path(__file__).parent.parent).returncode
+    # On the CPU: this process holds the GPU's memory.
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "-1"}
+    status = subprocess.run(command, check=False, cwd=pathlib.Path(__file__).parent.parent, env=environment).returncode
     if not path.exists():
         raise RuntimeError(
             "The verification of the released file gave no verdict. Expected `scripts.verify` to write verdict.json. "

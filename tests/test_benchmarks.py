@@ -5,6 +5,9 @@ import dataclasses
 import importlib
 import json
 import math
+import operator
+import os
+import time
 
 import keras
 import numpy as np
@@ -15,7 +18,7 @@ from deepsigns_tf.statistics import binomial_log10_tail
 
 pytest.importorskip("tqdm", reason="the measurements are made in the environment of requirements.txt")
 
-from benchmarks import accelerator, calibration, overhead, pictures, studies, tables  # noqa: E402
+from benchmarks import accelerator, calibration, cores, overhead, pictures, studies, tables  # noqa: E402
 from scripts import folders  # noqa: E402
 from scripts.configs import result_settings  # noqa: E402
 
@@ -145,6 +148,62 @@ def test_the_table_says_where_nothing_was_measured():
     assert "1.001 [1.000, 1.002]" in text and "gpu:0" in text and "not measured" not in text
 
 
+def _row(seed=0, marked=0.81, wrong=0, **settings):
+    """A row of a study with a mark of 640 bits in each of one or more layers; its unmarked model has 82 %."""
+    carriers = settings.get("carriers", "features:64")
+    names = [each.partition(":")[0] for each in carriers.split(",")]
+    num_bits = 640 * len(names)
+    rates = {"key inputs": wrong / num_bits, "held out": 0.0, "last epoch": dict.fromkeys(names, 0.0126)}
+    return {
+        "settings": {"seed": seed, "carriers": carriers, "pooling": "mean", "strength": 0.3} | settings,
+        "accuracy": {"marked": marked, "unmarked": 0.82},
+        "num_bits": num_bits,
+        "bit_error_rate": rates,
+        "margin": {"smallest": 0.1, "median": 1.2},
+        "carriers": {name: {"bit_error_rate": wrong / num_bits, "median_margin": 1.2} for name in names},
+        "log10_p_value": {"marked": -192.1 + wrong, "unmarked twin": 0.0, "wrong key": 0.0},
+    }
+
+
+def _recorded(*rows):
+    return {"rows": rows, "command": "c", "date": "d", "data": "x", "hardware": "h", "versions": {"keras": "k"}}
+
+
+def test_the_summary_has_a_row_a_network_over_all_seeds(monkeypatch):
+    monkeypatch.setattr(tables, "_NETWORKS", {"a": ("A", "80 / 79"), "b": ("B", "")})
+    several = _recorded(_row(0, 0.81), _row(1, 0.82, wrong=3), _row(2, 0.83))
+    text = tables.summary_table({"a_default": several, "b_default": _recorded(_row(0, 0.815))})
+    first, second = text.splitlines()[2:]
+    # Student's t with two degrees of freedom: 4.303 standard errors of 1 / sqrt(3).
+    assert first == "| A | 82.00 | 82.00 | +0.00 [-2.48, +2.48] | 3 | 640 | 3 | -189.1 | 80 / 79 |"
+    assert second == "| B | 82.00 | 81.50 | -0.50 | 1 | 640 | 0 | -192.1 |  |"
+
+
+def test_the_search_shows_each_place_of_the_mark():
+    rows = [
+        _row(),
+        _row(carriers="features:64,pooled:64", strength=0.1),
+        _row(pooling="flatten", wrong=64),
+        _row(subclasses=4),
+    ]
+    lines = tables.search_table({"b_search": _recorded(*rows)}, "b_search").splitlines()[2:6]
+    assert lines == [
+        "| features x 64 | 640 | 0.3 | 81.00 (-1.00) | 0.0126 | 0.0000 | 0.0000 | 1.20 |",
+        "| features x 64, pooled x 64 | 1280 | 0.1 | 81.00 (-1.00) | 0.0126 / 0.0126 | 0.0000 / 0.0000 | 0.0000 | 1.20 / 1.20 |",
+        "| features x 64; every pixel a feature | 640 | 0.3 | 81.00 (-1.00) | 0.0126 | 0.1000 | 0.0000 | 1.20 |",
+        "| features x 64; labels in 4 parts by length | 640 | 0.3 | 81.00 (-1.00) | 0.0126 | 0.0000 | 0.0000 | 1.20 |",
+    ]
+
+
+def test_capacities_come_in_order():
+    rows = [_row() | {"num_bits": 640}, _row(wrong=7, marked=0.8) | {"num_bits": 70}]
+    lines = tables.capacity_table({"cnn_capacity": _recorded(*rows)}).splitlines()[2:4]
+    assert lines == [
+        "| 70 | 80.00 (-2.00) | 0.0109 | 0.0000 | 0.10 | 1.20 | -185.1 |",
+        "| 640 | 81.00 (-1.00) | 0.0000 | 0.0000 | 0.10 | 1.20 | -192.1 |",
+    ]
+
+
 # Studies
 
 
@@ -185,8 +244,48 @@ def test_a_study_makes_a_row_of_each_run_and_goes_on_where_it_stopped(network, t
         assert row["pruned"]["1.0"]["accuracy"] == pytest.approx(0.1)
         assert row["fine_tuned"]["epochs"] == 1
         assert row["carriers"]["features"]["median_margin"] == row["margin"]["median"]
+    # Other attacks are made on the models that lie there.
     monkeypatch.setattr("scripts.train_mnist_mlp.run", lambda settings: pytest.fail("measured again"))
     assert studies.run(network, config) == result
+    monkeypatch.setattr(studies, "PRUNED_FRACTIONS", (0.0, 0.5, 1.0))
+    more = studies.run(network, config)
+    for row, before in zip(more["rows"], result["rows"], strict=True):
+        assert set(row["pruned"]) == {"0.0", "0.5", "1.0"} and row["fine_tuned"] == before["fine_tuned"]
+    monkeypatch.setattr(studies, "_attacked", lambda *args: pytest.fail("attacked again"))
+    assert studies.run(network, config) == more
+
+
+def test_a_result_tells_the_circumstances_of_its_runs(network, tmp_path, monkeypatch):
+    """Not those in which they were put together."""
+    config = studies.Config("both", runs_dir=str(tmp_path / "runs"), results_dir=str(tmp_path / "results"))
+    (setting, _) = network.studies["both"].settings
+    settings = result_settings(importlib.import_module(network.program).Config(output_dir="", seed=5, **setting))
+    row = {"settings": settings, "data": "x", "pruned": {"0.0": {}, "1.0": {}}, "fine_tuned": {"epochs": 1}}
+    for number, strength in enumerate((1.0, 0.0)):
+        folder = tmp_path / "runs" / "made_up" / "both" / f"5_{number}"
+        folder.mkdir(parents=True)
+        row["settings"] |= {"strength": strength}
+        row |= {"date": f"2026-01-0{2 - number}", "hardware": f"machine {number}", "versions": {"keras": "3.14"}}
+        (folder / "row.json").write_text(json.dumps(row))
+    monkeypatch.setattr(studies, "_twin", str)
+    result = studies.run(network, config)
+    assert result["date"] == "2026-01-01 to 2026-01-02" and result["hardware"] == "machine 0 and machine 1"
+    assert result["versions"] == {"keras": "3.14"}
+
+
+def test_an_error_of_one_run_ends_the_others():
+    """Which may wait for it, or train for hours."""
+    begin = time.monotonic()
+    with pytest.raises(ZeroDivisionError), cores.pool_on_cores(2) as pool:
+        sleeping, failing = pool.submit(time.sleep, 300), pool.submit(operator.truediv, 1, 0)
+        failing.result()
+    assert time.monotonic() - begin < 100 and sleeping.exception()
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system does not pin processes to cores")
+def test_each_process_has_one_core():
+    with cores.pool_on_cores(2) as pool:
+        assert {len(pool.submit(os.sched_getaffinity, 0).result()) for _ in range(4)} == {1}
 
 
 def test_a_row_of_other_settings_is_refused(network, tmp_path, monkeypatch):

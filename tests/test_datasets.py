@@ -216,12 +216,17 @@ def test_held_out_examples_are_the_last_of_the_training_set(num_examples):
     np.testing.assert_array_equal(np.concatenate([data.y_train, data.y_test]), whole.y_train)
 
 
-@pytest.mark.parametrize("num_examples", [-1, 0, 10, 11])
-def test_none_and_all_examples_cannot_be_held_out(num_examples):
+def test_without_held_out_examples_the_test_set_stays():
+    data = make_dataset()
+    assert data.hold_out(0) is data
+
+
+@pytest.mark.parametrize("num_examples", [-1, 10, 11])
+def test_fewer_than_none_and_all_examples_cannot_be_held_out(num_examples):
     with pytest.raises(ValueError) as error:
         make_dataset().hold_out(num_examples)
     assert str(error.value) == (
-        "Invalid number of examples to hold out. Expected some, but not all of the training set. "
+        "Invalid number of examples to hold out. Expected less than all of the training set. "
         f"Received: num_examples={num_examples} of 10"
     )
 
@@ -252,7 +257,7 @@ def test_absent_data_is_told_with_a_way_out(datasets, monkeypatch, loader, argum
     def offline(*args, **kwargs):
         raise ConnectionError("no network")  # An OSError; TFDS has an exception of its own for a refusal.
 
-    monkeypatch.setattr(tfds, "load", offline)
+    monkeypatch.setattr(tfds, "builder", offline)
     with pytest.raises(ValueError) as error:
         getattr(datasets, loader)(name, *arguments, "/some/folder")
     assert str(error.value) == (

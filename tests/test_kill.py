@@ -21,11 +21,9 @@ PROMISED = {"commitment.txt", "config.json", "marked.csv", "marked.keras", "owne
 PROMISED |= {"training.png", "unmarked.csv", "unmarked.keras", "verdict.json"}
 
 
-def told(text, times=1):
-    """The moment in which the program has told something a number of times."""
-    return types.SimpleNamespace(
-        name=f"told {text!r} {times} times", come=lambda said, names: said.count(text) >= times
-    )
+def told(text):
+    """The moment in which the program has told something."""
+    return types.SimpleNamespace(name=f"told {text!r}", come=lambda said, names: text in said)
 
 
 def seen(beginning):

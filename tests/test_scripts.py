@@ -281,6 +281,19 @@ def test_a_second_run_into_the_same_folder_is_refused(train, finished, quick):
     assert contents(finished.folder) == before
 
 
+def test_a_folder_in_which_a_run_was_killed_at_its_first_file_is_as_good_as_empty(train, begun, tmp_path):
+    from scripts import folders
+
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / ".config.json.x1y2").write_text("{")
+    for resume in (False, True):
+        config = train.Config(str(folder), dataset="mnist5k", resume=resume)
+        folders.claim(folder, config, "scripts.train_mnist_mlp", 1000)
+        assert json.loads((folder / "config.json").read_text())["dataset"] == "mnist5k"
+        (folder / "config.json").unlink()
+
+
 @pytest.mark.parametrize("kept", ["config.json", "owner.key", "unmarked.keras"])
 def test_a_folder_that_holds_anything_is_refused_too(train, finished, quick, tmp_path, kept):
     shutil.copy(finished.folder / kept, tmp_path)
@@ -426,13 +439,16 @@ def test_the_unmarked_twin_of_a_finished_run_is_taken_as_it_is(train, finished, 
     assert result["verdict"]["num_bits"] == 320
     # Where the twin came from does not change what comes out, and the folder may go on without it.
     assert "unmarked_from" not in result["settings"] and "unmarked_from" not in result["command"]
-    assert train.run(dataclasses.replace(config, unmarked_from=None, resume=True))["verdict"] == result["verdict"]
+    for origin in (None, str(tmp_path / "gone")):
+        again = train.run(dataclasses.replace(config, unmarked_from=origin, resume=True))
+        assert again["verdict"] == result["verdict"]
 
 
 def test_a_run_without_an_unmarked_model_has_no_twin_to_give(train, finished, quick, begun, tmp_path):
-    (tmp_path / "begun").mkdir()
-    shutil.copy(finished.folder / "config.json", tmp_path / "begun")
-    for name in ("begun", "absent"):
+    for name, kept in {"begun": "config.json", "found": "unmarked.keras"}.items():
+        (tmp_path / name).mkdir()
+        shutil.copy(finished.folder / kept, tmp_path / name)
+    for name in ("begun", "found", "absent"):
         config = dataclasses.replace(
             finished.config, output_dir=str(tmp_path / "run"), unmarked_from=str(tmp_path / name)
         )
@@ -442,7 +458,7 @@ def test_a_run_without_an_unmarked_model_has_no_twin_to_give(train, finished, qu
             "The unmarked twin cannot be taken from that folder. Expected a run with a finished unmarked.keras and the same "
             f"settings but the mark's. Received: unmarked_from={tmp_path / name}, without one"
         )
-    assert begun == [] and {path.name for path in tmp_path.iterdir()} == {"begun"}
+    assert begun == [] and {path.name for path in tmp_path.iterdir()} == {"begun", "found"}
 
 
 @pytest.mark.parametrize(

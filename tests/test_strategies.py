@@ -95,7 +95,7 @@ def _run(strategy, kind, folder, weights, **changes):
         # The same bits in all runs, and no more processes than needed.
         patch.setattr(training, "_new_key", lambda config, task: _key().with_key_inputs(x, y, 16))
         patch.setattr(training, "_verify_in_fresh_process", lambda folder: _verify(folder).to_dict())
-        return training.run(config, task)
+        return training.run(config, lambda: task)
 
 
 def _refusal(*args, **changes):
@@ -493,13 +493,15 @@ CLUSTER = {"worker": ["localhost:1", "localhost:2"]}
     ],
 )
 def test_a_process_that_does_not_know_its_fellows_is_refused(value, monkeypatch, tmp_path):
-    from scripts.training import TrainingConfig
+    from scripts import training
 
     monkeypatch.delenv("TF_CONFIG", raising=False)
     if value is not None:
         monkeypatch.setenv("TF_CONFIG", value)
     with pytest.raises(ValueError) as error:
-        TrainingConfig(str(tmp_path / "run"), strategy="multi_worker")
+        # Before any data is loaded: TensorFlow then no longer connects.
+        config = training.TrainingConfig(str(tmp_path / "run"), strategy="multi_worker")
+        training.run(config, lambda: pytest.fail("data was loaded"))
     assert str(error.value) == (
         "This process does not know its fellow workers. Expected the same list of workers in every process's environment variable "
         'TF_CONFIG: {"cluster": {"worker": ["host:port", ...]}, "task": {"type": "worker", "index": 0}}. '
