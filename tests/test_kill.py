@@ -1,6 +1,5 @@
 """Trainings killed with SIGKILL, in processes of their own, and resumed: the same models as if nothing had been."""
 
-import csv
 import json
 import os
 import pathlib
@@ -74,6 +73,8 @@ def weights(path):
 
 def assert_as_uninterrupted(arguments, moments, tmp_path, num_epochs):
     """Kills and resumes a training until it is done, and compares its models with those that were never interrupted."""
+    from scripts.folders import read_history
+
     folder, whole = tmp_path / "killed", tmp_path / "whole"
     train(arguments, folder, moments[0])
     key = (folder / "owner.key").read_bytes()
@@ -93,8 +94,7 @@ def assert_as_uninterrupted(arguments, moments, tmp_path, num_epochs):
     for name in ("unmarked", "marked"):
         for one, other in zip(weights(folder / f"{name}.keras"), weights(whole / f"{name}.keras"), strict=True):
             np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)
-        with (folder / f"{name}.csv").open(newline="") as file:
-            assert [row["epoch"] for row in csv.DictReader(file)] == [str(epoch) for epoch in range(num_epochs)]
+        assert read_history(folder / f"{name}.csv")["epoch"] == list(range(num_epochs))
     # Only the layers that carry the mark were added to the key.
     commitment = (folder / "commitment.txt").read_text()
     assert commitment == (whole / "commitment.txt").read_text() and commitment in last + "\n"

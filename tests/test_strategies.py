@@ -3,7 +3,6 @@
 TensorFlow fixes its devices and fellow workers when it starts, so this file runs itself in processes of their own.
 """
 
-import csv
 import functools
 import importlib.util
 import json
@@ -301,12 +300,6 @@ def _difference(one, other, which="trainable"):
     return np.abs(getattr(one, which) - getattr(other, which)).max()
 
 
-def _history(path):
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    return {name: [float(row[name]) for row in rows] for name in rows[0]}
-
-
 # Two devices, two processes
 
 
@@ -384,8 +377,10 @@ def test_the_first_process_writes_what_a_run_promises_and_the_other_nothing(work
 @needs_tensorflow
 @pytest.mark.parametrize("model", ["unmarked", "marked"])
 def test_two_processes_show_the_progress_of_one_device(model, devices, workers):
+    from scripts.folders import read_history
+
     paths = devices / "none_plain" / f"{model}.csv", workers.folder / "0" / "plain" / f"{model}.csv"
-    one, two = (_history(path) for path in paths)
+    one, two = (read_history(path) for path in paths)
     assert list(one) == list(two) and len(one["loss"]) == len(two["loss"]) == EPOCHS
     for name in one.keys() - {"seconds"}:
         assert two[name] == pytest.approx(one[name], rel=1e-3, abs=1e-5)
@@ -425,11 +420,13 @@ def test_a_process_whose_fellow_is_killed_ends_by_itself(workers):
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_run_of_two_processes_that_was_killed_ends_where_it_would_have(number, workers, resumed):
     """The first one died after two epochs of the marked model."""
+    from scripts.folders import read_history
+
     uninterrupted = _weights(workers.folder, f"{number}_plain_marked")
     assert _difference(uninterrupted, _weights(resumed, f"{number}_resumed_marked")) == 0.0
     folders = [resumed / "0" / run for run in ("plain", "killed")]
     assert {path.name for path in folders[1].iterdir()} == PROMISED
-    losses = [_history(folder / "marked.csv")["loss"] for folder in folders]
+    losses = [read_history(folder / "marked.csv")["loss"] for folder in folders]
     assert len(losses[0]) == EPOCHS and losses[0] == losses[1]
     assert not (resumed / f"weights_{number}_resumed_unmarked.npz").exists()
 
