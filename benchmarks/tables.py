@@ -218,21 +218,19 @@ _PAPERS_RATES = {
 def robustness_table(results: dict[str, Result], study: str) -> str:
     """One row an attack, over the seeds of the default setting."""
     result = results[study]
-    paper = _PAPERS_RATES.get(study, {})
     attacks = {f"{100 * float(fraction):g} % pruned": fraction for fraction in result["rows"][0]["pruned"]}
     rows = [
-        [name, *_attack_cells([row["pruned"][fraction] for row in result["rows"]]), paper.get(fraction, "")]
+        [name, *_attack_cells([row["pruned"][fraction] for row in result["rows"]])]
         for name, fraction in attacks.items()
     ]
     fine_tuned = [row["fine_tuned"] for row in result["rows"]]
-    rows.append(
-        [
-            f"{fine_tuned[0]['epochs']} epochs of fine-tuning",
-            *_attack_cells(fine_tuned),
-            "0 (50, 100, 200 epochs)" if paper else "",
-        ]
-    )
-    header = ["attack", "accuracy, %", "BER, mean", "BER, worst seed", "log10 p, worst seed", "paper's BER (4 bits)"]
+    rows.append([f"{fine_tuned[0]['epochs']} epochs of fine-tuning", *_attack_cells(fine_tuned)])
+    header = ["attack", "accuracy, %", "BER, mean", "BER, worst seed", "log10 p, worst seed"]
+    if study in _PAPERS_RATES:
+        header.append("paper's BER (4 bits)")
+        paper = [_PAPERS_RATES[study].get(fraction, "") for fraction in attacks.values()]
+        for row, rate in zip(rows, [*paper, "0 (50, 100, 200 epochs)"], strict=True):
+            row.append(rate)
     return _markdown(header, rows) + "\n\n" + _circumstances(result)
 
 
@@ -276,7 +274,9 @@ def search_table(results: dict[str, Result], study: str) -> str:
         ways = [settings["carriers"].replace(":", " x ").replace(",", ", ")]
         ways += ["every pixel a feature"] if settings["pooling"] == "flatten" else []
         ways += [f"labels in {settings['subclasses']} parts by length"] if settings.get("subclasses", 1) > 1 else []
-        carriers = row["carriers"].items()
+        # In the order of the first column.
+        names = [each.partition(":")[0] for each in settings["carriers"].split(",")]
+        carriers = [row["carriers"][name] for name in names]
         last_epoch = row["bit_error_rate"]["last epoch"]
         rows.append(
             [
@@ -284,14 +284,14 @@ def search_table(results: dict[str, Result], study: str) -> str:
                 row["num_bits"],
                 f"{settings['strength']:g}",
                 _accuracy_cell([row]),
-                " / ".join(f"{last_epoch[name]:.4f}" for name, _ in carriers),
-                " / ".join(f"{carrier['bit_error_rate']:.4f}" for _, carrier in carriers),
+                " / ".join(f"{last_epoch[name]:.4f}" for name in names),
+                " / ".join(f"{carrier['bit_error_rate']:.4f}" for carrier in carriers),
                 f"{row['bit_error_rate']['held out']:.4f}",
-                " / ".join(f"{carrier['median_margin']:.2f}" for _, carrier in carriers),
+                " / ".join(f"{carrier['median_margin']:.2f}" for carrier in carriers),
             ]
         )
     header = [
-        "layer x bits per class",
+        "layer x bits a class",
         "bits",
         "strength",
         "accuracy, % (difference)",
@@ -330,6 +330,8 @@ def capacity_table(results: dict[str, Result]) -> str:
     return _markdown(header, rows) + "\n\n" + _circumstances(result)
 
 
+_SEARCHED = ("lstm",)
+
 # What the tables call each network, and the accuracies that the paper reports; of the two networks on CIFAR-10, only these.
 _NETWORKS = {
     "mnist": ("MLP, MNIST", "98.54 / 98.13"),
@@ -339,7 +341,8 @@ TABLES: dict[str, Callable[[dict[str, Result]], str]] = {
     "errors": errors_table,
     **{f"accuracy_{name}": functools.partial(accuracy_table, study=f"{name}_default") for name in _NETWORKS},
     **{f"robustness_{name}": functools.partial(robustness_table, study=f"{name}_default") for name in _NETWORKS},
-    **{f"strength_{name}": functools.partial(strength_table, study=f"{name}_strength") for name in _NETWORKS},
+    "strength_mnist": functools.partial(strength_table, study="mnist_strength"),
+    **{f"search_{name}": functools.partial(search_table, study=f"{name}_search") for name in _SEARCHED},
     "overhead": functools.partial(overhead_table, study="overhead"),
     "accelerator": accelerator_table,
     "settings": settings_table,

@@ -180,16 +180,22 @@ def test_the_summary_has_a_row_a_network_over_all_seeds(monkeypatch):
 
 
 def test_the_search_shows_each_place_of_the_mark():
+    two = _row(carriers="features:64,pooled:64", strength=0.1)
+    # A verdict names them in the key's order.
+    two["carriers"] = {
+        "pooled": {"bit_error_rate": 0.25, "median_margin": 0.5},
+        "features": {"bit_error_rate": 0.0, "median_margin": 1.2},
+    }
     rows = [
         _row(),
-        _row(carriers="features:64,pooled:64", strength=0.1),
+        two,
         _row(pooling="flatten", wrong=64),
         _row(subclasses=4),
     ]
     lines = tables.search_table({"b_search": _recorded(*rows)}, "b_search").splitlines()[2:6]
     assert lines == [
         "| features x 64 | 640 | 0.3 | 81.00 (-1.00) | 0.0126 | 0.0000 | 0.0000 | 1.20 |",
-        "| features x 64, pooled x 64 | 1280 | 0.1 | 81.00 (-1.00) | 0.0126 / 0.0126 | 0.0000 / 0.0000 | 0.0000 | 1.20 / 1.20 |",
+        "| features x 64, pooled x 64 | 1280 | 0.1 | 81.00 (-1.00) | 0.0126 / 0.0126 | 0.0000 / 0.2500 | 0.0000 | 1.20 / 0.50 |",
         "| features x 64; every pixel a feature | 640 | 0.3 | 81.00 (-1.00) | 0.0126 | 0.1000 | 0.0000 | 1.20 |",
         "| features x 64; labels in 4 parts by length | 640 | 0.3 | 81.00 (-1.00) | 0.0126 | 0.0000 | 0.0000 | 1.20 |",
     ]
