@@ -36,7 +36,7 @@ format: $(VENV)/ready  ## Put the code into its format
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-bench: $(VENV)/ready  ## What marking costs in time, against plain training (two hours, on an idle machine)
+bench: $(VENV)/ready  ## What marking costs in time, against plain training (hours, on an idle machine)
 	$(RUN) -m benchmarks.overhead --study=networks
 	$(RUN) -m benchmarks.overhead --study=costs
 

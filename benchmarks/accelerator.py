@@ -6,7 +6,6 @@ It needs Keras and one of its backends, NumPy and SciPy; TensorFlow only where t
 """
 
 import dataclasses
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -39,9 +38,9 @@ def run(config: Config) -> dict[str, Any]:
     import deepsigns_tf as ds
     from models.wide_resnet import FEATURES, wide_resnet
     from scripts.precision import dtype_policy
-    from scripts.records import circumstances, write_json
+    from scripts.records import circumstances, result_file, write_json
 
-    pathlib.Path(config.results_dir).mkdir(parents=True, exist_ok=True)
+    path = result_file(config.results_dir, "accelerator")
     with dtype_policy(config.dtype_policy):
         key = ds.OwnerKey.generate("benchmark", [ds.Carrier(FEATURES, range(10), 16 * config.width)])
         regularizers = {FEATURES: ds.SignatureRegularizer(key, FEATURES)}
@@ -60,7 +59,7 @@ def run(config: Config) -> dict[str, Any]:
             | {"plain_step_ms": row["plain_ms"] / config.num_steps}
         ],
     }
-    write_json(pathlib.Path(config.results_dir) / "accelerator.json", result)
+    write_json(path, result)
     print(result)
     return result
 

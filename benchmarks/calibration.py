@@ -10,7 +10,6 @@ import concurrent.futures
 import dataclasses
 import math
 import multiprocessing
-import pathlib
 from typing import Any
 
 import numpy as np
@@ -45,10 +44,9 @@ class Config:
 def run(config: Config) -> dict[str, Any]:
     """Trains the models, reads them with all keys and compares rates of acceptance with what the tests promise."""
     from scripts.datasets import load_mnist
-    from scripts.records import circumstances, write_json
+    from scripts.records import circumstances, result_file, write_json
 
-    # Now, not after hours.
-    pathlib.Path(config.results_dir).mkdir(parents=True, exist_ok=True)
+    path = result_file(config.results_dir, "calibration")
     data = load_mnist("mnist", config.data_dir)
     activations = np.stack([_activations(seed, data, config.epochs) for seed in tqdm(MODEL_SEEDS, desc="models")])
     chunks = np.array_split(np.arange(config.num_keys), 20 * config.num_workers)
@@ -65,7 +63,7 @@ def run(config: Config) -> dict[str, Any]:
         f"{config.num_keys} keys of {NUM_CLASSES} x {BITS_PER_CLASS} bits",
         "rows": rows,
     }
-    write_json(pathlib.Path(config.results_dir) / "calibration.json", result)
+    write_json(path, result)
     for row in rows:
         print(row)
     return result

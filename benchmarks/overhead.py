@@ -15,7 +15,6 @@ import concurrent.futures
 import dataclasses
 import importlib
 import multiprocessing
-import pathlib
 import time
 import warnings
 from collections.abc import Callable
@@ -115,10 +114,10 @@ class Config:
 
 def run(config: Config) -> dict[str, Any]:
     """Measures every setting of a study."""
-    from scripts.records import circumstances, write_json
+    from scripts.records import circumstances, result_file, write_json
 
     settings = STUDIES[config.study]
-    pathlib.Path(config.results_dir).mkdir(parents=True, exist_ok=True)
+    path = result_file(config.results_dir, f"overhead_{config.study}")
     rows = {}
     with pool_on_cores(2) as pool:
         jobs = {pool.submit(_measure, setting, config): setting for setting in settings if not setting.all_cores}
@@ -136,7 +135,7 @@ def run(config: Config) -> dict[str, Any]:
         "data": "random inputs of the data sets' shapes, batch size 128; single train steps on one core where it does not say otherwise",
         "rows": [rows[setting] for setting in settings],
     }
-    write_json(pathlib.Path(config.results_dir) / f"overhead_{config.study}.json", result)
+    write_json(path, result)
     return result
 
 

@@ -86,15 +86,14 @@ def run(network: Network, config: Config) -> dict[str, Any]:
     Raises:
         ValueError: If there is no such study, or a row was measured with other settings.
     """
-    from scripts.records import circumstances, write_json
+    from scripts.records import circumstances, result_file, write_json
 
     if config.study not in network.studies:
         raise ValueError(
             f"Invalid value for flag `study`. Expected one of {list(network.studies)}. Received: study={config.study!r}"
         )
     study = network.studies[config.study]
-    # Now, not after hours.
-    pathlib.Path(config.results_dir).mkdir(parents=True, exist_ok=True)
+    path = result_file(config.results_dir, f"{network.name}_{config.study}")
     with pool_on_cores(config.num_workers) as pool:
         jobs = [
             pool.submit(_run, network, config, number, seed)
@@ -115,7 +114,7 @@ def run(network: Network, config: Config) -> dict[str, Any]:
         "data": rows[0]["data"],
         "rows": rows,
     }
-    write_json(pathlib.Path(config.results_dir) / f"{network.name}_{config.study}.json", result)
+    write_json(path, result)
     return result
 
 

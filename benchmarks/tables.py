@@ -34,7 +34,6 @@ def summary_table(results: dict[str, Result]) -> str:
         difference = f"{(marked - unmarked).mean():+.2f}"
         if len(marked) > 1:
             difference += " [{:+.2f}, {:+.2f}]".format(*_interval(marked - unmarked))
-        num_errors = [round(row["bit_error_rate"]["key inputs"] * row["num_bits"]) for row in result["rows"]]
         rows.append(
             [
                 title,
@@ -43,7 +42,7 @@ def summary_table(results: dict[str, Result]) -> str:
                 difference,
                 len(marked),
                 result["rows"][0]["num_bits"],
-                f"{max(num_errors)}",
+                max(_num_errors(row, "key inputs") for row in result["rows"]),
                 f"{max(row['log10_p_value']['marked'] for row in result['rows']):.1f}",
                 paper,
             ]
@@ -291,7 +290,7 @@ def search_table(results: dict[str, Result], study: str) -> str:
             ]
         )
     header = [
-        "layer x bits a class",
+        "layer x bits per class",
         "bits",
         "strength",
         "accuracy, % (difference)",
@@ -408,8 +407,12 @@ def _interval(differences: np.ndarray) -> tuple[float, float]:
     return float(interval.low), float(interval.high)
 
 
+def _num_errors(row: Result, which: str) -> int:
+    return round(row["bit_error_rate"][which] * row["num_bits"])
+
+
 def _errors(row: Result, which: str) -> str:
-    return f"{round(row['bit_error_rate'][which] * row['num_bits'])} of {row['num_bits']}"
+    return f"{_num_errors(row, which)} of {row['num_bits']}"
 
 
 def _ratio(row: Result, which: str) -> str:

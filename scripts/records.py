@@ -35,6 +35,18 @@ def circumstances(command: str) -> dict[str, Any]:
     }
 
 
+def result_file(results_dir: str, name: str) -> pathlib.Path:
+    """Where a measurement's result goes; its folder is made now, not after hours.
+
+    Args:
+        results_dir: The folder.
+        name: Of the result.
+    """
+    path = pathlib.Path(results_dir) / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Writes a result as a whole or not at all."""
     write_atomically(path, json.dumps(value, indent=2).encode() + b"\n")
