@@ -21,6 +21,7 @@ pytest.importorskip("tqdm", reason="the measurements are made in the environment
 from benchmarks import accelerator, calibration, cores, overhead, pictures, studies, tables  # noqa: E402
 from scripts import folders  # noqa: E402
 from scripts.configs import result_settings  # noqa: E402
+from tests.finished_runs import verified_here  # noqa: E402
 
 
 def test_the_readme_shows_what_was_recorded():
@@ -218,12 +219,7 @@ def network(monkeypatch):
     """A network whose study trains three small models on made-up data, in this process."""
     monkeypatch.setattr(studies, "pool_on_cores", lambda num_workers: concurrent.futures.ThreadPoolExecutor(1))
     monkeypatch.setattr(studies, "PRUNED_FRACTIONS", (0.0, 1.0))
-
-    def verify(folder):
-        model, key = keras.models.load_model(folder / "marked.keras"), ds.OwnerKey.load(folder / "owner.key")
-        return ds.verify(model, key).to_dict()
-
-    monkeypatch.setattr("scripts.training._verify_in_fresh_process", verify)
+    monkeypatch.setattr("scripts.training._verify_in_fresh_process", verified_here)
     quick = {"dataset": "synthetic", "epochs": 2}
     study = studies.Study(range(5, 6), (quick, quick | {"strength": 0.0}), attacked=True, share_twin=True)
     return studies.Network("made_up", "scripts.train_mnist_mlp", {"both": study}, fine_tuning_epochs=1)

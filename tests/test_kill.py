@@ -14,10 +14,9 @@ import keras
 import numpy as np
 import pytest
 
-REPOSITORY = pathlib.Path(__file__).parents[1]
+from tests.finished_runs import FILES
 
-PROMISED = {"commitment.txt", "config.json", "marked.csv", "marked.keras", "owner.key", "result.json", "tensorboard"}
-PROMISED |= {"training.png", "unmarked.csv", "unmarked.keras", "verdict.json"}
+REPOSITORY = pathlib.Path(__file__).parents[1]
 
 
 def told(text):
@@ -88,9 +87,9 @@ def assert_as_uninterrupted(arguments, moments, tmp_path, num_epochs):
     train([*arguments, "--resume"], whole, TRAINED)
 
     # What was cut off while it was written, or before it was removed, lies there and is not used; nothing else is left over.
-    left_over = {path.name for path in folder.iterdir()} - PROMISED - {"tokenizer.keras"}
+    left_over = {path.name for path in folder.iterdir()} - FILES - {"tokenizer.keras"}
     assert all(name.startswith(".") or name.endswith(".checkpoint") for name in left_over)
-    assert {path.name for path in folder.iterdir()} >= PROMISED
+    assert {path.name for path in folder.iterdir()} >= FILES
     for name in ("unmarked", "marked"):
         for one, other in zip(weights(folder / f"{name}.keras"), weights(whole / f"{name}.keras"), strict=True):
             np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)

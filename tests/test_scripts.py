@@ -23,10 +23,9 @@ import pytest
 
 import deepsigns_tf as ds
 from deepsigns_tf.files import write_atomically
+from tests.finished_runs import FILES, verified_here
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
-PROMISED = {"commitment.txt", "config.json", "marked.csv", "marked.keras", "owner.key", "result.json", "training.png"}
-PROMISED |= {"tensorboard", "unmarked.csv", "unmarked.keras", "verdict.json"}
 
 # The smallest run of each program that still marks something: its settings, its number of bits, and its title.
 PROGRAMS = {
@@ -146,7 +145,7 @@ def made_up(request, training, tmp_path_factory):
         patch.setattr("deepsigns_tf.owner_key.secrets.token_bytes", random.Random(0).randbytes)
         if request.param != "train_cifar10_wrn":
             # One fresh process is enough: that of the network in half precision.
-            patch.setattr(training, "_verify_in_fresh_process", lambda folder: verified_here(folder))
+            patch.setattr(training, "_verify_in_fresh_process", verified_here)
         result = program.run(config)
     return types.SimpleNamespace(
         program=program,
@@ -158,16 +157,6 @@ def made_up(request, training, tmp_path_factory):
         num_bits=num_bits,
         title=title,
     )
-
-
-def verified_here(folder):
-    """Spares the seconds that a fresh process needs to start."""
-    from scripts.records import write_json
-
-    model, key = keras.models.load_model(folder / "marked.keras"), ds.OwnerKey.load(folder / "owner.key")
-    verdict = ds.verify(model, key).to_dict()
-    write_json(folder / "verdict.json", verdict)
-    return verdict
 
 
 def read_rows(path):
@@ -193,7 +182,7 @@ def contents(folder, *names):
 
 
 def test_a_run_writes_what_it_promises_and_keeps_the_key_private(finished):
-    assert {path.name for path in finished.folder.iterdir()} == PROMISED
+    assert {path.name for path in finished.folder.iterdir()} == FILES
     modes = {path.name: path.stat().st_mode & 0o777 for path in finished.folder.iterdir() if path.is_file()}
     assert modes["owner.key"] == 0o600
     umask = os.umask(0o077)
@@ -276,7 +265,7 @@ def test_a_second_run_into_the_same_folder_is_refused(train, finished, quick):
         train.run(finished.config)
     assert str(error.value) == (
         "This folder is not empty; another run's owner key could be lost. Expected an empty folder, or `--resume` to go on. "
-        f"Received: {sorted(PROMISED)[:5]} in output_dir={finished.folder}"
+        f"Received: {sorted(FILES)[:5]} in output_dir={finished.folder}"
     )
     assert contents(finished.folder) == before
 
@@ -589,7 +578,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(train, training, quick, beg
     result = train.run(config)
     # A finished training whose model was not saved is still there.
     assert begun == []
-    assert {path.name for path in folder.iterdir()} == PROMISED
+    assert {path.name for path in folder.iterdir()} == FILES
     assert result["verdict"]["marked"]
     assert not result["controls"]["unmarked twin"]["marked"]
     for name in ("marked", "unmarked"):
@@ -689,7 +678,7 @@ def test_a_trained_model_is_marked_by_fine_tuning(train, quick, begun, tmp_path)
 
 def test_every_program_writes_what_it_promises(made_up):
     text = {"tokenizer.keras"} if made_up.config.num_classes == 2 else set()
-    assert {path.name for path in made_up.folder.iterdir()} == PROMISED | text
+    assert {path.name for path in made_up.folder.iterdir()} == FILES | text
     assert (made_up.folder / "owner.key").stat().st_mode & 0o777 == 0o600
     assert (made_up.folder / "training.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((made_up.folder / "result.json").read_text()) == made_up.result

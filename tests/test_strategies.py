@@ -20,13 +20,12 @@ import numpy as np
 import pytest
 
 import deepsigns_tf as ds
+from tests.finished_runs import FILES, verified_here
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 NUM_CLASSES, NUM_FEATURES, NUM_EXAMPLES = 4, 16, 256
 BATCH_SIZE, EPOCHS = 32, 4
 
-PROMISED = {"commitment.txt", "config.json", "marked.csv", "marked.keras", "owner.key", "result.json", "tensorboard"}
-PROMISED |= {"training.png", "unmarked.csv", "unmarked.keras"}
 # What another worker than the first may read of them.
 READ = ("config.json", "marked.checkpoint", "marked.keras", "owner.key", "unmarked.checkpoint", "unmarked.keras")
 
@@ -93,7 +92,7 @@ def _run(strategy, kind, folder, weights, **changes):
         patch.setattr(training, "_fit", fit_and_keep_weights)
         # The same bits in all runs, and no more processes than needed.
         patch.setattr(training, "_new_key", lambda config, task: _key().with_key_inputs(x, y, 16))
-        patch.setattr(training, "_verify_in_fresh_process", lambda folder: _verify(folder).to_dict())
+        patch.setattr(training, "_verify_in_fresh_process", verified_here)
         return training.run(config, lambda: task)
 
 
@@ -104,10 +103,6 @@ def _refusal(*args, **changes):
     except ValueError as error:
         return str(error)
     return None
-
-
-def _verify(folder):
-    return ds.verify(keras.models.load_model(folder / "marked.keras"), ds.OwnerKey.load(folder / "owner.key"))
 
 
 def _save_weights(path, model):
@@ -365,7 +360,7 @@ def test_the_mark_of_two_processes_is_proved_by_the_first(kind, workers):
 def test_the_first_process_writes_what_a_run_promises_and_the_other_nothing(workers):
     for run in ("plain", "batch_norm"):
         folder = workers.folder / "0" / run
-        assert {path.name for path in folder.iterdir()} == PROMISED
+        assert {path.name for path in folder.iterdir()} == FILES
         for model in ("unmarked", "marked"):
             assert len(list(folder.glob(f"tensorboard/{model}/train/events.out.tfevents.*"))) == 1
     for run in ("plain", "batch_norm", "full", "flags", "killed"):
@@ -425,7 +420,7 @@ def test_a_run_of_two_processes_that_was_killed_ends_where_it_would_have(number,
     uninterrupted = _weights(workers.folder, f"{number}_plain_marked")
     assert _difference(uninterrupted, _weights(resumed, f"{number}_resumed_marked")) == 0.0
     folders = [resumed / "0" / run for run in ("plain", "killed")]
-    assert {path.name for path in folders[1].iterdir()} == PROMISED
+    assert {path.name for path in folders[1].iterdir()} == FILES
     losses = [read_history(folder / "marked.csv")["loss"] for folder in folders]
     assert len(losses[0]) == EPOCHS and losses[0] == losses[1]
     assert not (resumed / f"weights_{number}_resumed_unmarked.npz").exists()
@@ -538,15 +533,15 @@ def test_a_program_proves_the_mark_whatever_the_precision(mixed_precision, tmp_p
     from scripts import train_mnist_mlp, training
 
     # It would start a process that does what is done below, outside of the program and its policy.
-    monkeypatch.setattr(training, "_verify_in_fresh_process", lambda folder: _verify(folder).to_dict())
+    monkeypatch.setattr(training, "_verify_in_fresh_process", verified_here)
     folder = tmp_path / "run"
     config = train_mnist_mlp.Config(str(folder), dataset="synthetic", epochs=3, mixed_precision=mixed_precision)
     result = train_mnist_mlp.run(config)
     layer = keras.models.load_model(folder / "marked.keras").get_layer("features")
     computed = "float32" if mixed_precision == "none" else mixed_precision.removeprefix("mixed_")
     assert (layer.compute_dtype, layer.variable_dtype) == (computed, "float32")
-    verdict = _verify(folder)
-    assert verdict.marked and verdict.bit_error_rate < 0.05
+    verdict = verified_here(folder)
+    assert verdict["marked"] and verdict["bit_error_rate"] < 0.05
     assert not result["controls"]["unmarked twin"]["marked"] and not result["controls"]["wrong key"]["marked"]
 
 

@@ -1,0 +1,1 @@
+"""The tests; they share fixtures (`conftest.py`) and helpers."""
