@@ -273,17 +273,16 @@ def search_table(results: dict[str, Result], study: str) -> str:
         ways = [settings["carriers"].replace(":", " x ").replace(",", ", ")]
         ways += ["every pixel a feature"] if settings["pooling"] == "flatten" else []
         ways += [f"labels in {settings['subclasses']} parts by length"] if settings.get("subclasses", 1) > 1 else []
-        # In the order of the first column.
-        names = [each.partition(":")[0] for each in settings["carriers"].split(",")]
-        carriers = [row["carriers"][name] for name in names]
+        # In the key's order, which is that of the first column.
         last_epoch = row["bit_error_rate"]["last epoch"]
+        carriers = [row["carriers"][name] for name in last_epoch]
         rows.append(
             [
                 "; ".join(ways),
                 row["num_bits"],
                 f"{settings['strength']:g}",
                 _accuracy_cell([row]),
-                " / ".join(f"{last_epoch[name]:.4f}" for name in names),
+                " / ".join(f"{rate:.4f}" for rate in last_epoch.values()),
                 " / ".join(f"{carrier['bit_error_rate']:.4f}" for carrier in carriers),
                 f"{row['bit_error_rate']['held out']:.4f}",
                 " / ".join(f"{carrier['median_margin']:.2f}" for carrier in carriers),

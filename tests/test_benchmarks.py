@@ -182,7 +182,7 @@ def test_the_summary_has_a_row_a_network_over_all_seeds(monkeypatch):
 
 def test_the_search_shows_each_place_of_the_mark():
     two = _row(carriers="features:64,pooled:64", strength=0.1)
-    # A verdict names them in the key's order.
+    # A verdict names them in the order of the model's layers.
     two["carriers"] = {
         "pooled": {"bit_error_rate": 0.25, "median_margin": 0.5},
         "features": {"bit_error_rate": 0.0, "median_margin": 1.2},
