@@ -56,11 +56,6 @@ class Setting:
     by_step: bool = True
     all_cores: bool = False
 
-    @property
-    def num_bits(self) -> int:
-        """Bits of the mark."""
-        return self.num_classes * sum(int(each.partition(":")[2]) for each in self.carriers.split(","))
-
 
 _XLA = (("jit_compile", "on"),)
 _TWO_LAYERS = "features:205,hidden:205"
@@ -144,11 +139,12 @@ def _measure(setting: Setting, config: Config) -> dict[str, Any]:
 
     settings = _settings(setting)
     with dtype_policy(settings.mixed_precision):
-        trainers = [_trainer(model, settings, setting) for model in _models(setting, settings)]
+        key, *models = _key_and_models(setting, settings)
+        trainers = [_trainer(model, settings, setting) for model in models]
         row = measured_pairs(*trainers, config)
     return {
         "setting": setting.name,
-        "num_bits": setting.num_bits,
+        "num_bits": key.num_bits,
         **row,
         "plain_step_ms": row["plain_ms"] / (1 if setting.by_step else _STEPS_OF_FIT),
     }
@@ -249,8 +245,8 @@ def _settings(setting: Setting) -> Any:
     )
 
 
-def _models(setting: Setting, settings: Any) -> tuple[Any, Any]:
-    """A plain network, and a marked one."""
+def _key_and_models(setting: Setting, settings: Any) -> tuple[Any, Any, Any]:
+    """A key, a plain network, and one marked with the key."""
     import deepsigns_tf as ds
     from scripts.training import carriers, regularizers
 
@@ -259,7 +255,7 @@ def _models(setting: Setting, settings: Any) -> tuple[Any, Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # A mark of 64 bits is warned about.
         key = ds.OwnerKey.generate("benchmark", carriers(settings, program.CARRIER_LAYERS))
-    return build(), build(regularizers(settings, key), ds.WatermarkedModel)
+    return key, build(), build(regularizers(settings, key), ds.WatermarkedModel)
 
 
 def _hidden_layer(setting: Setting) -> Callable[..., Any]:

@@ -285,6 +285,7 @@ def search_table(results: dict[str, Result], study: str) -> str:
                 " / ".join(f"{rate:.4f}" for rate in last_epoch.values()),
                 " / ".join(f"{carrier['bit_error_rate']:.4f}" for carrier in carriers),
                 f"{row['bit_error_rate']['held out']:.4f}",
+                f"{row['margin']['smallest']:.2f}",
                 " / ".join(f"{carrier['median_margin']:.2f}" for carrier in carriers),
             ]
         )
@@ -296,6 +297,7 @@ def search_table(results: dict[str, Result], study: str) -> str:
         "BER in training, last epoch, batch means",
         "BER, released file",
         "BER, held-out inputs",
+        "smallest margin",
         "median margin",
     ]
     return _markdown(header, rows) + "\n\n" + _circumstances(result)
