@@ -23,11 +23,10 @@ NETWORK = Network(
             {"strength": 0.1},
             {"strength": 0.5},
             {"strength": 0.2, "carriers": "conv_4:64", "pooling": "flatten"},
-            {"strength": 0.2, "carriers": "conv_4_pooled:64", "pooling": "flatten"},
-            {"strength": 0.2, "carriers": "conv_4:32"},
-            {"strength": 0.2, "carriers": "features:64,conv_4:32"},
-            {"strength": 2.0, "carriers": "conv_4:32"},
             {"strength": 2.0, "carriers": "conv_4:64", "pooling": "flatten"},
+            {"strength": 2.0, "carriers": "conv_4:32"},
+            {"strength": 0.2, "carriers": "conv_4_pooled:64", "pooling": "flatten"},
+            {"strength": 0.2, "carriers": "features:64,conv_4:32"},
         ),
         # How much fits: 70 to 5,000 bits in the 512 features of the last hidden layer.
         "capacity": Study(

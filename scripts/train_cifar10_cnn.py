@@ -29,7 +29,8 @@ class Config(training.TrainingConfig):
     dropout: float = option(
         0.1, "Rate after each pooling; twice that after the hidden layer.", minimum=0.0, maximum=0.49
     )
-    strength: float = redefined(training.TrainingConfig, "strength", 0.1)
+    label_smoothing: float = redefined(training.TrainingConfig, "label_smoothing", 0.1)
+    strength: float = redefined(training.TrainingConfig, "strength", 0.2)
     augment: bool = redefined(training.TrainingConfig, "augment", True)
     mixed_precision: str = redefined(training.TrainingConfig, "mixed_precision", "mixed_bfloat16")
     dataset: str = option("cifar10", "All of CIFAR-10 by TFDS, or made-up images.", choices=("cifar10", "synthetic"))

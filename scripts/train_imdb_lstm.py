@@ -30,7 +30,8 @@ class Config(training.TrainingConfig):
     num_tokens: int = option(20_000, "Size of the vocabulary.", minimum=3)
     sequence_length: int = option(400, "Tokens of a review; longer ones are cut.", minimum=1)
     bidirectional: bool = option(True, "Whether a second LSTM reads backwards.")
-    epochs: int = redefined(training.TrainingConfig, "epochs", 2)
+    epochs: int = redefined(training.TrainingConfig, "epochs", 3)
+    label_smoothing: float = redefined(training.TrainingConfig, "label_smoothing", 0.1)
     subclasses: int = option(
         1, "Carrier classes of each label: its reviews in that many parts by length; 0 .. 2 subclasses - 1.", minimum=1
     )
