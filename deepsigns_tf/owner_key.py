@@ -507,14 +507,14 @@ class OwnerKey:
         True
         """
         header = self._public_parameters() | {"layers": [dataclasses.asdict(layer) for layer in self.layers]}
-        arrays: dict[str, np.ndarray] = {
-            "header": np.frombuffer(json.dumps(header, sort_keys=True).encode(), np.uint8),
-            "seed": np.frombuffer(self.seed, np.uint8),
-        }
+        arrays: dict[str, np.ndarray] = {"seed": np.frombuffer(self.seed, np.uint8)}
         if self.key_inputs is not None:
             arrays["labels"] = self.key_inputs.labels
             for name, array in self.key_inputs.arrays.items():
                 arrays[f"input:{name}" if isinstance(self.key_inputs.inputs, Mapping) else "input"] = array
+        # A file from which a part was taken is not a key without it.
+        header["arrays"] = sorted(arrays)
+        arrays["header"] = np.frombuffer(json.dumps(header, sort_keys=True).encode(), np.uint8)
         payload = io.BytesIO()
         np.savez_compressed(payload, **arrays)  # type: ignore[arg-type]
         data = _FORMAT_VERSION.to_bytes(4, "big") + payload.getvalue()
@@ -555,6 +555,8 @@ class OwnerKey:
             with np.load(io.BytesIO(data[4:]), allow_pickle=False) as archive:
                 arrays = {name: archive[name] for name in archive.files}
             header = json.loads(arrays.pop("header").tobytes())
+            if sorted(arrays) != header["arrays"]:
+                raise ValueError("other arrays than were written")
             seed = arrays.pop("seed").tobytes()
             labels = arrays.pop("labels", None)
             named = {name.removeprefix("input:"): array for name, array in arrays.items() if name.startswith("input:")}
@@ -562,7 +564,7 @@ class OwnerKey:
             if header["scheme_version"] != SCHEME_VERSION or (labels is None) != (inputs is None):
                 raise ValueError("another scheme, or key inputs without labels")
             if len(arrays) != max(len(named), inputs is not None):
-                raise ValueError("unknown arrays")
+                raise ValueError("inputs of two kinds")
             return cls(
                 owner=header["owner"],
                 carriers=tuple(Carrier(**carrier) for carrier in header["carriers"]),

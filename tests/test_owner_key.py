@@ -1222,6 +1222,16 @@ def test_a_pickle_in_the_place_of_the_archive_is_refused_and_not_executed(tmp_pa
     assert trace.exists()
 
 
+@pytest.mark.parametrize("gone", [("input", "labels"), ("seed",), ("labels",)])
+def test_a_file_from_which_a_part_was_taken_is_refused(gone, tmp_path, saved):
+    """Without its key inputs it would be another key, and a whole one."""
+    with np.load(io.BytesIO(saved[HEADER_SIZE + 4 :])) as archive:
+        arrays = {name: archive[name] for name in archive.files if name not in gone}
+    payload = io.BytesIO()
+    np.savez(payload, **arrays)
+    assert_malformed(payload.getvalue(), tmp_path)
+
+
 @hypothesis.settings(
     deadline=None, max_examples=200, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
 )
