@@ -564,7 +564,7 @@ class OwnerKey:
             if header["scheme_version"] != SCHEME_VERSION or (labels is None) != (inputs is None):
                 raise ValueError("another scheme, or key inputs without labels")
             if len(arrays) != max(len(named), inputs is not None):
-                raise ValueError("inputs of two kinds")
+                raise ValueError("unknown arrays")
             return cls(
                 owner=header["owner"],
                 carriers=tuple(Carrier(**carrier) for carrier in header["carriers"]),
