@@ -90,6 +90,42 @@ def derive_permutations(seed: bytes, domain: Domain, num_permutations: int, num_
         attempt += 1
 
 
+def derive_integers(seed: bytes, domain: Domain, num: int, num_values: int) -> np.ndarray:
+    """Independent integers, each value equally likely.
+
+    Draws above the largest multiple of `num_values` are rejected, so that no value is favoured.
+
+    Args:
+        seed: The secret.
+        domain: Names and integers that say what the integers are for.
+        num: How many.
+        num_values: They lie in 0 .. num_values - 1; 1 .. 2^63.
+
+    Returns:
+        `(num,)` int64 array.
+
+    Raises:
+        ValueError: If `num_values` is out of range.
+
+    Example:
+
+    >>> derive_integers(b"seed", ("labels",), 8, 10).tolist()
+    [3, 6, 9, 5, 9, 8, 2, 9]
+    """
+    if not 1 <= num_values <= 2**63:
+        raise ValueError(
+            "The number of values is out of range. Expected 1 <= num_values <= 2^63. "
+            f"Received: num_values={num_values!r}"
+        )
+    limit = 2**64 // num_values * num_values - 1
+    kept, attempt = np.empty(0, np.uint64), 0
+    while len(kept) < num:
+        drawn = np.frombuffer(derive_bytes(seed, (*domain, "attempt", attempt), 8 * num), "<u8")
+        kept = np.concatenate([kept, drawn[drawn <= np.uint64(limit)]])
+        attempt += 1
+    return (kept[:num] % np.uint64(num_values)).astype(np.int64)
+
+
 def derive_choice(seed: bytes, domain: Domain, num_items: int, num_chosen: int) -> np.ndarray:
     """Distinct items, every ordered selection equally likely.
 

@@ -1,8 +1,8 @@
 """Exact tests: how likely an innocent model is to match the owner's bits this well.
 
 If every bit of a signature is fair and independent of the suspect and of all that is used to read it, then the number
-of matching bits follows Binomial(n, 1/2) exactly, whatever the suspect's activations are. Probabilities are carried as
-log10 p: 640 matching bits have p = 2^-640, less than a double can hold.
+of matching bits follows Binomial(n, 1/2) exactly, whatever the suspect's activations are; so do the labels of triggers,
+with 1/C for C classes. Probabilities are carried as log10 p: 640 matching bits have p = 2^-640, less than a double can hold.
 """
 
 import dataclasses
@@ -37,64 +37,171 @@ def check_test(test: str) -> None:
 
 
 @functools.lru_cache(maxsize=64)
-def _binomial_tails(num_bits: int) -> tuple[float, ...]:
-    """log10 P(Binomial(n, 1/2) >= m) for m = 0 .. n, from exact integers."""
-    tails, count, binomial = [], 0, 1
-    for matches in range(num_bits, -1, -1):
-        count += binomial
-        tails.append(math.log10(count) - num_bits * math.log10(2))
-        # C(n, m - 1) from C(n, m), without remainder.
-        binomial = binomial * matches // (num_bits - matches + 1)
+def _binomial_tails(num_trials: int, num_values: int) -> tuple[float, ...]:
+    """log10 P(Binomial(n, 1/v) >= m) for m = 0 .. n, from exact integers."""
+    tails, count, ways = [], 0, 1
+    for matches in range(num_trials, -1, -1):
+        count += ways
+        tails.append(math.log10(count) - num_trials * math.log10(num_values))
+        # C(n, m - 1) (v - 1)^(n - m + 1) from C(n, m) (v - 1)^(n - m), without remainder.
+        ways = ways * matches * (num_values - 1) // (num_trials - matches + 1)
     tails[-1] = 0.0
     return tuple(reversed(tails))
 
 
-def binomial_log10_tail(num_matches: int, num_bits: int) -> float:
-    r"""log10 of the chance that at least `num_matches` of `num_bits` fair bits match.
+def binomial_log10_tail(num_matches: int, num_trials: int, num_values: int = 2) -> float:
+    r"""log10 of the chance that at least `num_matches` of `num_trials` secrets are met by chance.
 
-    \( P(X \ge m) = 2^{-n} \sum_{k=m}^{n} \binom{n}{k} \), summed in integers of any length.
+    \( P(X \ge m) = v^{-n} \sum_{k=m}^{n} \binom{n}{k} (v - 1)^{n-k} \), summed in integers of any length: each secret is
+    uniform over v values and independent of all else, so whatever is held against it meets it with chance 1/v.
 
     Args:
-        num_matches: Bits that match, 0 .. `num_bits`.
-        num_bits: Bits read.
+        num_matches: How many match, 0 .. `num_trials`.
+        num_trials: n, bits read or labels asked for.
+        num_values: v, values that each could have, >= 2: 2 for a bit, the number of classes for a label.
 
     Returns:
-        log10 p, in [-n log10 2, 0].
+        log10 p, in [-n log10 v, 0].
 
     Raises:
-        ValueError: If `num_matches` is outside 0 .. `num_bits`.
+        ValueError: If a number is out of range.
 
     Example:
 
-    >>> round(binomial_log10_tail(640, 640), 2)
-    -192.66
+    >>> round(binomial_log10_tail(640, 640), 2), round(binomial_log10_tail(80, 100, num_values=10), 2)
+    (-192.66, -60.17)
     """
-    if not 0 <= num_matches <= num_bits:
-        raise ValueError(
-            "The number of matching bits is out of range. Expected 0 <= num_matches <= num_bits. "
-            f"Received: num_matches={num_matches}, num_bits={num_bits}"
-        )
-    return _binomial_tails(num_bits)[num_matches]
+    _check_counts(num_matches, num_trials, num_values)
+    return _binomial_tails(num_trials, num_values)[num_matches]
 
 
-def allowed_errors(num_bits: int, log10_alpha: float) -> int | None:
-    """The most wrong bits with which a mark of `num_bits` still reaches a level.
+def allowed_errors(num_trials: int, log10_alpha: float, num_values: int = 2) -> int | None:
+    """The most wrong bits, or labels, with which a mark still reaches a level.
 
     Args:
-        num_bits: Bits of the mark.
+        num_trials: Bits or labels of the mark.
         log10_alpha: log10 of the level.
+        num_values: Values that each could have, as in `binomial_log10_tail`.
 
     Returns:
         The number of errors, or None if not even a perfect match reaches the level.
 
     Example:
 
-    >>> allowed_errors(256, -64 * math.log10(2)), allowed_errors(16, -6.0)
-    (56, None)
+    >>> allowed_errors(256, -64 * math.log10(2)), allowed_errors(16, -6.0), allowed_errors(100, -6.0, num_values=10)
+    (56, None, 72)
     """
-    tails = _binomial_tails(num_bits)
-    passing = [num_bits - matches for matches in range(num_bits + 1) if tails[matches] <= log10_alpha]
+    tails = _binomial_tails(num_trials, num_values)
+    passing = [num_trials - matches for matches in range(num_trials + 1) if tails[matches] <= log10_alpha]
     return max(passing, default=None)
+
+
+def shuffle_log10_tail(num_matches: int, answers: np.ndarray, labels: np.ndarray) -> float:
+    r"""log10 of the chance that at least `num_matches` labels are met, had they been shuffled otherwise.
+
+    The multiset of labels is known, their order is a secret permutation, each of the n! equally likely. With \( a_c \)
+    answers and \( b_c \) labels of class c, the ways to choose j answers and j labels that agree pairwise are the
+    coefficient \( r_j \) of
+
+    \( \prod_c \sum_j \binom{a_c}{j} \binom{b_c}{j} j! \, x^j \),
+
+    and by inclusion and exclusion \( P(X \ge m) = \frac{1}{n!} \sum_{j=m}^{n} (-1)^{j-m} \binom{j-1}{m-1} r_j (n-j)! \) for
+    m >= 1, summed in integers of any length.
+
+    Args:
+        num_matches: m, how many match, 0 .. n.
+        answers: `(n,)` integers, the suspect's.
+        labels: `(n,)` integers, in any order.
+
+    Returns:
+        log10 p, at most 0; -inf for more matches than any order of the labels gives.
+
+    Raises:
+        ValueError: If the arrays differ in length or `num_matches` is out of range.
+
+    Example:
+
+    >>> labels = np.array([0, 1, 2, 3])
+    >>> round(10 ** shuffle_log10_tail(4, answers=labels, labels=labels) * math.factorial(4), 6)
+    1.0
+
+    Source: Riordan, "An introduction to combinatorial analysis", chapter 7 (permutations with forbidden positions).
+    """
+    num = len(labels)
+    if len(answers) != num:
+        raise ValueError(
+            "Answers and labels do not belong together. Expected as many answers as labels. "
+            f"Received: {len(answers)} answers, {num} labels"
+        )
+    _check_counts(num_matches, num)
+    if num_matches == 0:
+        return 0.0
+    rooks = [1]
+    for label in sorted(set(labels.tolist())):
+        a, b = (int(np.count_nonzero(values == label)) for values in (answers, labels))
+        ways = [math.comb(a, j) * math.comb(b, j) * math.factorial(j) for j in range(min(a, b) + 1)]
+        product = [0] * (len(rooks) + len(ways) - 1)
+        for i, rook in enumerate(rooks):
+            for j, way in enumerate(ways):
+                product[i + j] += rook * way
+        rooks = product
+    count = sum(
+        (-1) ** (j - num_matches) * math.comb(j - 1, num_matches - 1) * rooks[j] * math.factorial(num - j)
+        for j in range(num_matches, len(rooks))
+    )
+    return math.log10(count) - math.log10(math.factorial(num)) if count else -math.inf
+
+
+def sequential_log10_e_value(num_matches: int, num_trials: int, num_values: int = 2) -> float:
+    r"""log10 of the evidence after some of the questions; a test that looks at it after each of them stays valid.
+
+    The mean, over hit rates q spread evenly above chance, of the likelihood ratio of q against chance:
+
+    \( E_n = \frac{1}{1 - 1/v} \int_{1/v}^{1} (qv)^m \Big(\frac{1-q}{1-1/v}\Big)^{n-m} dq
+    = \frac{v^{n+1}}{(v-1)^{n-m+1}} \frac{m! (n-m)!}{(n+1)!} P(B \le m), \quad B \sim \mathrm{Binomial}(n+1, 1/v), \)
+
+    in integers of any length.
+
+    **Why it may be looked at any time.** Let the secrets be uniform over v values and independent of each other and of all else.
+    Whatever the suspect answers, and even if the next question is chosen by what it answered before, the next match then has chance
+    1/v given the past. So for each q the ratio is multiplied by a factor of mean \( \frac1v qv + (1 - \frac1v) \frac{1-q}{1-1/v} = 1 \):
+    it is a martingale that begins at 1, and so is the mean over q. By Ville's inequality it ever reaches 1/alpha with a chance of
+    at most alpha. Where a match has a chance of at most 1/v, the factor's mean is at most 1 for every q >= 1/v, and the bound holds
+    too.
+
+    Args:
+        num_matches: m, how many have matched so far.
+        num_trials: n, how many were asked for so far.
+        num_values: v, values that each secret could have, >= 2.
+
+    Returns:
+        log10 of the e-value; the claim is proved at level alpha as soon as it is at least -log10 alpha.
+
+    Raises:
+        ValueError: If a number is out of range.
+
+    Example:
+
+    >>> [round(sequential_log10_e_value(n, n, num_values=10), 2) for n in (0, 1, 7, 8)]
+    [0.0, 0.74, 6.14, 7.09]
+
+    Source: Ville, "Etude critique de la notion de collectif", 1939; Robbins, "Statistical methods related to the law of the iterated
+    logarithm", 1970 (the mixture).
+    """
+    _check_counts(num_matches, num_trials, num_values)
+    misses, total = num_trials - num_matches, num_trials + 1
+    # v^(n+1) P(B <= m), an integer.
+    below = sum(math.comb(total, k) * (num_values - 1) ** (total - k) for k in range(num_matches + 1))
+    ways = math.factorial(num_matches) * math.factorial(misses)
+    return math.log10(below * ways) - math.log10((num_values - 1) ** (misses + 1) * math.factorial(total))
+
+
+def _check_counts(num_matches: int, num_trials: int, num_values: int = 2) -> None:
+    if not 0 <= num_matches <= num_trials or num_values < 2:
+        raise ValueError(
+            "The number of matches is out of range. Expected 0 <= num_matches <= num_trials, and num_values >= 2. "
+            f"Received: num_matches={num_matches}, num_trials={num_trials}, num_values={num_values}"
+        )
 
 
 def rademacher_log10_tail(statistic: float, magnitudes: np.ndarray) -> float:

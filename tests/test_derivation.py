@@ -14,6 +14,7 @@ from deepsigns_tf.derivation import (
     derive_bits,
     derive_bytes,
     derive_choice,
+    derive_integers,
     derive_normals,
     derive_permutations,
     derive_uniforms,
@@ -245,3 +246,46 @@ def test_normals_follow_box_and_muller_to_the_rounding():
     u, v = derive_uniforms(SEED, ("multiples",), 2000).reshape(2, 1000)
     exact = np.sqrt(-2.0 * np.log(1.0 - u)) * np.cos(2.0 * np.pi * v)
     np.testing.assert_allclose(derive_normals(SEED, ("multiples",), 1000), exact, rtol=0, atol=0.5001 * 2.0**-16)
+
+
+# Integers
+
+
+def test_integers_known_answer():
+    """The remainders of 64-bit words of the hash."""
+    parts = [(b"b", b"seed"), (b"s", b"labels"), (b"s", b"attempt"), (b"i", b"0")]
+    shake = hashlib.shake_256(b"".join(kind + len(data).to_bytes(8, "big") + data for kind, data in parts))
+    words = shake.digest(8 * 8)
+    expected = [int.from_bytes(words[8 * i : 8 * i + 8], "little") % 10 for i in range(8)]
+    assert derive_integers(b"seed", ("labels",), 8, 10).tolist() == expected
+
+
+@hypothesis.given(st.integers(0, 50), st.integers(1, 2**63))
+def test_integers_lie_in_their_range(num, num_values):
+    integers = derive_integers(b"seed", ("integers",), num, num_values)
+    assert integers.shape == (num,) and integers.dtype == np.int64
+    assert (integers >= 0).all() and (integers < num_values).all()
+
+
+@pytest.mark.parametrize("num_values", [2, 3, 10])
+def test_every_integer_is_equally_likely(num_values):
+    counts = np.bincount(derive_integers(b"seed", ("integers",), 20_000, num_values), minlength=num_values)
+    assert scipy.stats.chisquare(counts).pvalue > 1e-3
+
+
+def test_draws_that_would_favour_small_integers_are_made_again(monkeypatch):
+    """Of 2^64 words, those from 3 * 2^62 on have no partner among the multiples of 3 * 2^62."""
+    num_values = 3 * 2**61
+    words = iter([[2**64 - 1, 5, 3 * 2**62], [3 * 2**62 - 1, 7, 8]])
+
+    def derive(seed, domain, num_bytes):
+        return np.array(next(words), "<u8").tobytes()
+
+    monkeypatch.setattr(derivation, "derive_bytes", derive)
+    assert derive_integers(b"", (), 3, num_values).tolist() == [5, num_values - 1, 7]
+
+
+@pytest.mark.parametrize("num_values", [0, -1, 2**63 + 1])
+def test_integers_of_no_values_are_refused(num_values):
+    with pytest.raises(ValueError, match=r"Expected 1 <= num_values <= 2\^63. Received: num_values="):
+        derive_integers(b"seed", (), 1, num_values)

@@ -1,16 +1,19 @@
 """The tests of significance against exact arithmetic: fractions, brute force, and SciPy where a double suffices."""
 
+import collections
 import dataclasses
 import decimal
 import fractions
 import functools
 import itertools
 import math
+import operator
 
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
 import pytest
+import scipy.integrate
 import scipy.stats
 
 from deepsigns_tf.statistics import (
@@ -19,6 +22,8 @@ from deepsigns_tf.statistics import (
     binomial_log10_tail,
     corrected_log10_p,
     rademacher_log10_tail,
+    sequential_log10_e_value,
+    shuffle_log10_tail,
 )
 
 # Projections over three powers of ten, all multiples of 2^-10: sums of them are exact in a double.
@@ -102,9 +107,126 @@ def test_impossible_number_of_matches_is_refused(num_matches):
     with pytest.raises(ValueError) as error:
         binomial_log10_tail(num_matches, 8)
     assert str(error.value) == (
-        "The number of matching bits is out of range. Expected 0 <= num_matches <= num_bits. "
-        f"Received: num_matches={num_matches}, num_bits=8"
+        "The number of matches is out of range. Expected 0 <= num_matches <= num_trials, and num_values >= 2. "
+        f"Received: num_matches={num_matches}, num_trials=8, num_values=2"
     )
+
+
+@pytest.mark.parametrize("num_values", [2, 3, 10, 1000])
+def test_tail_of_labels_equals_fractions(num_values):
+    chance = fractions.Fraction(1, num_values)
+    chances = [math.comb(12, k) * chance**k * (1 - chance) ** (12 - k) for k in range(13)]
+    for num_matches in range(13):
+        exact = _log10(sum(chances[num_matches:], fractions.Fraction(0)))
+        assert binomial_log10_tail(num_matches, 12, num_values) == pytest.approx(exact, rel=1e-12, abs=1e-12)
+
+
+def test_tail_of_many_labels_agrees_with_scipy():
+    for num_matches in range(1, 101):
+        expected = scipy.stats.binom.logsf(num_matches - 1, 100, 0.1) / math.log(10)
+        assert binomial_log10_tail(num_matches, 100, 10) == pytest.approx(expected, rel=1e-9)
+
+
+def test_one_value_alone_is_no_secret():
+    for tail in (binomial_log10_tail, sequential_log10_e_value):
+        with pytest.raises(ValueError, match=r"Expected 0 <= num_matches <= num_trials, and num_values >= 2\. Received: "):
+            tail(1, 2, 1)
+
+
+# Labels in a secret order
+
+
+def _shuffles(labels, answers):
+    """How many orders of the labels meet each number of answers."""
+    matches = [sum(map(operator.eq, order, answers)) for order in itertools.permutations(labels)]
+    return [matches.count(m) for m in range(len(labels) + 1)]
+
+
+@hypothesis.given(
+    st.integers(1, 6).flatmap(lambda num: st.tuples(*2 * [st.lists(st.integers(0, 3), min_size=num, max_size=num)]))
+)
+def test_shuffle_tail_equals_all_orders(pair):
+    labels, answers = map(np.array, pair)
+    counts = _shuffles(*pair)
+    for num_matches in range(len(labels) + 1):
+        expected = fractions.Fraction(sum(counts[num_matches:]), sum(counts))
+        found = shuffle_log10_tail(num_matches, answers, labels)
+        if expected == 0:
+            assert found == -math.inf
+        else:
+            assert found == pytest.approx(_log10(expected), abs=1e-9)
+
+
+def test_shuffled_labels_that_are_all_different_are_met_as_by_derangements():
+    """Montmort's matches: P(no match of n) is about 1/e."""
+    labels = np.arange(100)
+    assert 10 ** shuffle_log10_tail(1, labels[::-1], labels) == pytest.approx(1 - math.exp(-1), rel=1e-12)
+    assert shuffle_log10_tail(100, labels, labels) == pytest.approx(-math.log10(math.factorial(100)))
+
+
+def test_constant_answers_meet_a_known_number_of_shuffled_labels():
+    labels = np.arange(100) % 10
+    constant = np.full(100, 3)
+    assert shuffle_log10_tail(10, constant, labels) == pytest.approx(0.0, abs=1e-12)
+    assert shuffle_log10_tail(11, constant, labels) == -math.inf
+
+
+def test_answers_that_do_not_belong_to_the_labels_are_refused():
+    with pytest.raises(ValueError, match="Expected as many answers as labels. Received: 3 answers, 4 labels"):
+        shuffle_log10_tail(1, np.zeros(3), np.zeros(4))
+    with pytest.raises(ValueError, match="The number of matches is out of range"):
+        shuffle_log10_tail(5, np.zeros(4), np.zeros(4))
+
+
+# One question after the other
+
+
+@pytest.mark.parametrize("num_values", [2, 3, 10])
+@pytest.mark.parametrize(("num_matches", "num_trials"), [(0, 0), (0, 5), (3, 7), (20, 20), (31, 60)])
+def test_e_value_is_the_mean_likelihood_ratio_above_chance(num_matches, num_trials, num_values):
+    chance = 1 / num_values
+
+    def ratio(q):
+        return (q / chance) ** num_matches * ((1 - q) / (1 - chance)) ** (num_trials - num_matches)
+
+    mean, _ = scipy.integrate.quad(ratio, chance, 1, epsabs=0, epsrel=1e-11)
+    expected = math.log10(mean / (1 - chance))
+    assert sequential_log10_e_value(num_matches, num_trials, num_values) == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("num_values", [2, 3, 10])
+def test_the_next_question_changes_the_e_value_by_a_factor_of_mean_one(num_values):
+    chance = 1 / num_values
+    for num_trials in range(30):
+        for num_matches in range(num_trials + 1):
+            now, hit, miss = (
+                10 ** sequential_log10_e_value(num_matches + step, num_trials + asked, num_values)
+                for step, asked in ((0, 0), (1, 1), (0, 1))
+            )
+            assert chance * hit + (1 - chance) * miss == pytest.approx(now, rel=1e-9)
+
+
+@pytest.mark.parametrize("num_values", [2, 10])
+@pytest.mark.parametrize("log10_alpha", [-1, -2, -3, -6])
+def test_looking_after_every_question_keeps_the_level(num_values, log10_alpha):
+    """The chance that 300 questions ever reach the level, exactly, by the paths that have not reached it."""
+    chance, still, reached = 1 / num_values, {0: 1.0}, 0.0
+    for num_trials in range(1, 301):
+        after = collections.defaultdict(float)
+        for num_matches, probability in still.items():
+            after[num_matches + 1] += chance * probability
+            after[num_matches] += (1 - chance) * probability
+        still = {}
+        for num_matches, probability in after.items():
+            if sequential_log10_e_value(num_matches, num_trials, num_values) >= -log10_alpha:
+                reached += probability
+            else:
+                still[num_matches] = probability
+    assert 0.05 * 10.0**log10_alpha < reached <= 10.0**log10_alpha
+
+
+def test_matching_less_than_by_chance_proves_nothing():
+    assert sequential_log10_e_value(0, 100, 2) < 0 and sequential_log10_e_value(5, 100, 10) < 0
 
 
 @pytest.mark.parametrize(
