@@ -1,7 +1,7 @@
-"""The owner's secret: a seed, the public parameters of the mark, and the key inputs, in one file.
+"""The owner's secret: a seed, the public parameters of the mark, key inputs and triggers, in one file.
 
-Projection, signature and the choice of key inputs are derived from the seed, never chosen, so nothing can be fitted to
-a model afterwards. Source: DeepSigns, section 3 (owner's key = projection matrix, signature, key inputs).
+Projection, signature, labels of triggers and the choice of key inputs are derived from the seed, never chosen, so nothing
+can be fitted to a model afterwards. Source: DeepSigns, section 3 (owner's key = projection matrix, signature, key inputs).
 """
 
 import dataclasses
@@ -21,8 +21,10 @@ import numpy as np
 
 from deepsigns_tf.activations import Inputs, Pooling
 from deepsigns_tf.derivation import derive_balanced_signs, derive_bits, derive_bytes, derive_choice, derive_normals
+from deepsigns_tf.examples import Examples, as_inputs, as_labels
 from deepsigns_tf.files import write_atomically
 from deepsigns_tf.statistics import DecisionRule
+from deepsigns_tf.triggers import LabelRule, TriggerFamily, TriggerSet, derive_inputs, derive_labels
 
 # Part of every derivation: a later scheme cannot produce this one's bits.
 SCHEME_VERSION = 1
@@ -31,6 +33,8 @@ _FORMAT_VERSION = 1
 _MAGIC = b"deepsigns_tf owner key\n"
 _NUM_SEED_BYTES = 32
 _MIN_BITS = 64
+# Before the names of their arrays in a key file.
+_TRIGGER = "trigger "
 # Labels are compared as int32 or, where they come as floats, as float32, which holds every integer below this.
 _NUM_LABELS = 2**24
 
@@ -161,15 +165,8 @@ class CarrierLayer:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class KeyInputs:
-    """The examples with which the mark is read.
-
-    Args:
-        inputs: Array `(K, ...)` or dict of such arrays.
-        labels: `(K,)` int64 carrier labels.
-
-    Raises:
-        ValueError: If the arrays are empty, of different length, of a type that cannot be stored, or not finite.
+class KeyInputs(Examples):
+    """The examples with which the mark is read; their labels are carrier classes.
 
     Example:
 
@@ -178,53 +175,21 @@ class KeyInputs:
     (2, ['image', 'text'], 64)
     """
 
-    inputs: Inputs = dataclasses.field(repr=False)
-    labels: np.ndarray = dataclasses.field(repr=False)
-
-    def __post_init__(self) -> None:
-        inputs = _as_inputs(self.inputs, "inputs")
-        if isinstance(inputs, Mapping):
-            frozen: Inputs = {name: _frozen(array) for name, array in inputs.items()}
-        else:
-            frozen = _frozen(inputs)
-        object.__setattr__(self, "inputs", frozen)
-        object.__setattr__(self, "labels", _frozen(_as_labels(self.labels, self.num_examples)))
-
-    @property
-    def num_examples(self) -> int:
-        """K, the number of key inputs."""
-        return len(next(iter(self.arrays.values())))
-
-    @property
-    def arrays(self) -> dict[str, np.ndarray]:
-        """The arrays by name, sorted; a single array has the empty name."""
-        if isinstance(self.inputs, Mapping):
-            return dict(sorted(self.inputs.items()))
-        return {"": self.inputs}
-
-    def digest(self) -> str:
-        """SHA-256 over names, types, shapes and contents, in hexadecimal."""
-        digest = hashlib.sha256()
-        for name, array in [*self.arrays.items(), ("labels", self.labels)]:
-            array = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
-            header = json.dumps([name, array.dtype.str, array.shape])
-            digest.update(len(header).to_bytes(8, "big") + header.encode() + array.tobytes())
-        return digest.hexdigest()
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class OwnerKey:
     """The secret bundle with which an owner embeds, extracts and proves a mark.
 
-    Make one with `OwnerKey.generate`, give it key inputs before training, publish its `commitment()`.
+    Make one with `OwnerKey.generate`, give it key inputs or triggers before training, publish its `commitment()`.
 
     Args:
         owner: Who owns the model.
-        carriers: The layers' roles, at least one, names unique.
+        carriers: The layers' roles, names unique; none for a mark in the answers alone.
         decision: When a reading counts as proof.
         seed: 32 secret bytes; never shown by `repr`, errors or configs.
         key_inputs: Examples to read the mark with, fixed before training.
         layers: Which layer of the released model plays which role; `release` fills it in.
+        triggers: Inputs and the answers by which the model is recognized, fixed before training.
 
     Raises:
         ValueError: If a part is missing, of another type, or contradicts another.
@@ -242,6 +207,7 @@ class OwnerKey:
     seed: bytes = dataclasses.field(repr=False)
     key_inputs: KeyInputs | None = dataclasses.field(default=None, repr=False)
     layers: tuple[CarrierLayer, ...] = ()
+    triggers: TriggerSet | None = dataclasses.field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "carriers", _tuple_of(Carrier, self.carriers, "carriers"))
@@ -255,15 +221,16 @@ class OwnerKey:
                 "Invalid value for argument `decision`. Expected a DecisionRule. "
                 f"Received: a {type(self.decision).__name__}"
             )
-        if not isinstance(self.key_inputs, (KeyInputs, type(None))):
-            raise ValueError(
-                "Invalid value for argument `key_inputs`. Expected KeyInputs or None. "
-                f"Received: a {type(self.key_inputs).__name__}"
-            )
+        for name, value, kind in (("key_inputs", self.key_inputs, KeyInputs), ("triggers", self.triggers, TriggerSet)):
+            if not isinstance(value, (kind, type(None))):
+                raise ValueError(
+                    f"Invalid value for argument `{name}`. Expected {kind.__name__} or None. "
+                    f"Received: a {type(value).__name__}"
+                )
         names = [carrier.name for carrier in self.carriers]
-        if not names or len(set(names)) != len(names):
+        if len(set(names)) != len(names):
             raise ValueError(
-                "Invalid value for argument `carriers`. Expected at least one carrier, each with a name of its own. "
+                "Invalid value for argument `carriers`. Expected each carrier to have a name of its own. "
                 f"Received: names={names}"
             )
         if not isinstance(self.seed, bytes) or len(self.seed) != _NUM_SEED_BYTES:
@@ -285,16 +252,18 @@ class OwnerKey:
             )
 
     @classmethod
-    def generate(cls, owner: str, carriers: Iterable[Carrier], decision: DecisionRule = DecisionRule()) -> "OwnerKey":
+    def generate(
+        cls, owner: str, carriers: Iterable[Carrier] = (), decision: DecisionRule = DecisionRule()
+    ) -> "OwnerKey":
         """A new key with 32 bytes from the operating system's generator.
 
         Args:
             owner: Who owns the model.
-            carriers: The layers' roles.
+            carriers: The layers' roles; none for a mark in the answers alone.
             decision: When a reading counts as proof; part of the commitment.
 
         Returns:
-            The key, without key inputs yet. It warns below 64 bits in all.
+            The key, without key inputs and triggers yet. It warns where carriers hold less than 64 bits in all.
 
         Raises:
             ValueError: If an argument is out of range or of another type.
@@ -306,7 +275,7 @@ class OwnerKey:
         448
         """
         key = cls(owner, _tuple_of(Carrier, carriers, "carriers"), decision, secrets.token_bytes(_NUM_SEED_BYTES))
-        if key.num_bits < _MIN_BITS:
+        if key.carriers and key.num_bits < _MIN_BITS:
             warnings.warn(
                 f"This mark has {key.num_bits} bits in all; even a perfect match has p = 2^-{key.num_bits} "
                 f"(10^-{key.num_bits * math.log10(2):.1f}). Use at least {_MIN_BITS}, better 256.",
@@ -422,9 +391,9 @@ class OwnerKey:
                 "Invalid value for argument `num_per_class`. Expected an integer >= 1. "
                 f"Received: num_per_class={num_per_class!r}"
             )
-        inputs = _as_inputs(x, "x")
+        inputs = as_inputs(x, "x")
         arrays = inputs if isinstance(inputs, Mapping) else {"": inputs}
-        labels = _as_labels(carrier_labels, len(next(iter(arrays.values()))))
+        labels = as_labels(carrier_labels, len(next(iter(arrays.values()))), "carrier_labels")
         chosen = []
         for label in self.classes:
             rows = np.flatnonzero(labels == label)
@@ -439,6 +408,84 @@ class OwnerKey:
         picked = {name: array[order] for name, array in arrays.items()}
         key_inputs = KeyInputs(picked if isinstance(inputs, Mapping) else picked[""], labels[order])
         return dataclasses.replace(self, key_inputs=key_inputs)
+
+    def with_triggers(
+        self,
+        family: TriggerFamily,
+        num_triggers: int,
+        num_classes: int,
+        examples: Inputs,
+        *,
+        label_rule: LabelRule = "uniform",
+        model: Any = None,
+        layer: str | None = None,
+    ) -> "OwnerKey":
+        """Lets the seed make the inputs and labels by which a model will be recognized from its answers. Do this before training.
+
+        The labels depend on the seed and these numbers alone. So do the inputs, but for those of low density, which are made from a
+        model that was trained on the task: commit to the key before training goes on with them.
+
+        Args:
+            family: `"noise"`, `"blends"`, `"low_density"` or `"tokens"`; see `triggers.derive_inputs`.
+            num_triggers: K, at least 1. A hundred of ten classes leave room for 72 wrong answers at 10^-6.
+            num_classes: C, classes that the model tells apart, >= 2.
+            examples: Training inputs, whose shape, type and range the triggers take.
+            label_rule: `"uniform"`, or `"shuffled"` for as many labels of each class.
+            model: The task-trained model, for `"low_density"`.
+            layer: Path of its layer between whose class means the triggers shall lie, for `"low_density"`.
+
+        Returns:
+            A new key that holds the triggers.
+
+        Raises:
+            ValueError: If the key has triggers already, or a value is out of range.
+
+        Example:
+
+        >>> key = OwnerKey.generate("ACME Vision").with_triggers("noise", 100, num_classes=10, examples=np.random.rand(50, 8))
+        >>> key.triggers.inputs.shape, key.triggers.labels.shape
+        ((100, 8), (100,))
+
+        Source: DeepSigns, section 3.3.
+        """
+        if self.triggers is not None:
+            raise ValueError(
+                "This key has its triggers already. Expected to make them once, before training; generate a new key to make others. "
+                f"Received: a key with {self.triggers.num_examples} triggers"
+            )
+        if not _is_integer(num_triggers) or num_triggers < 1:
+            raise ValueError(
+                "Invalid value for argument `num_triggers`. Expected an integer >= 1. "
+                f"Received: num_triggers={num_triggers!r}"
+            )
+        domain = (self.owner, SCHEME_VERSION, num_triggers)
+        labels = derive_labels(
+            self.seed, ("trigger labels", *domain, int(num_classes)), num_triggers, num_classes, label_rule
+        )
+        inputs = derive_inputs(
+            self.seed, ("trigger inputs", *domain, family), family, num_triggers, examples, model, layer
+        )
+        return dataclasses.replace(self, triggers=TriggerSet(inputs, labels, num_classes, family, label_rule))
+
+    def with_selected_triggers(self, answers: np.ndarray) -> "OwnerKey":
+        """Keeps the triggers that an unmarked model gets wrong, as the paper does. Do this before training.
+
+        Nothing asks for it: all triggers together have an exact test, with a smaller p for as many right answers.
+
+        Args:
+            answers: `(K,)` class numbers, the unmarked model's for all triggers.
+
+        Returns:
+            A new key with fewer triggers.
+
+        Raises:
+            ValueError: If the key has no triggers, or no exact test exists for those that were selected; see `TriggerSet.selected`.
+        """
+        if self.triggers is None:
+            raise ValueError(
+                "This key has no triggers to select from. Expected triggers, made by `with_triggers`. Received: a key without triggers"
+            )
+        return dataclasses.replace(self, triggers=self.triggers.selected(answers))
 
     def with_layers(self, layers: Iterable[CarrierLayer]) -> "OwnerKey":
         """The same key, with the layers that play its carriers' roles. `release` calls this.
@@ -457,14 +504,15 @@ class OwnerKey:
     def commitment(self) -> str:
         """A hash to publish or time-stamp before training; it reveals nothing and cannot be met by another key.
 
-        It covers the seed, owner, scheme version, carriers, decision rule and the digest of the key inputs. The layers
-        that `release` adds are not covered, so it stays the same; until they are committed too they count as searched.
+        It covers the seed, owner, scheme version, carriers, decision rule, the digest of the key inputs, and the triggers: family,
+        number, labels, inputs. The layers that `release` adds are not covered, so it stays the same; until they are
+        committed too they count as searched.
 
         Returns:
             64 hexadecimal digits, SHA-256.
 
         Raises:
-            ValueError: If the key has no key inputs yet.
+            ValueError: If the key has carriers but no key inputs yet, or nothing to prove a mark with.
 
         Example:
 
@@ -474,12 +522,16 @@ class OwnerKey:
         >>> len(commitment), key.with_layers([CarrierLayer("features", "hidden", 512)]).commitment() == commitment
         (64, True)
         """
-        if self.key_inputs is None:
+        if self.key_inputs is None and (self.carriers or self.triggers is None):
             raise ValueError(
-                "This key cannot be committed to yet. Expected key inputs, set by `with_key_inputs` before training. "
-                "Received: a key without key inputs"
+                "This key cannot be committed to yet. Expected key inputs, set by `with_key_inputs` before training, or triggers and no "
+                "carriers. Received: a key without key inputs"
             )
-        statement = self._public_parameters() | {"key_inputs": self.key_inputs.digest()}
+        statement = self._public_parameters()
+        if self.key_inputs is not None:
+            statement["key_inputs"] = self.key_inputs.digest()
+        if self.triggers is not None:
+            statement["triggers"] = self.triggers.parameters() | {"digest": self.triggers.digest()}
         canonical = json.dumps(statement, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(derive_bytes(self.seed, ("commitment", SCHEME_VERSION, canonical), 32)).hexdigest()
 
@@ -507,14 +559,14 @@ class OwnerKey:
         True
         """
         header = self._public_parameters() | {"layers": [dataclasses.asdict(layer) for layer in self.layers]}
-        arrays: dict[str, np.ndarray] = {"seed": np.frombuffer(self.seed, np.uint8)}
-        if self.key_inputs is not None:
-            arrays["labels"] = self.key_inputs.labels
-            for name, array in self.key_inputs.arrays.items():
-                arrays[f"input:{name}" if isinstance(self.key_inputs.inputs, Mapping) else "input"] = array
-        # A file from which a part was taken is not a key without it.
-        header["arrays"] = sorted(arrays)
-        arrays["header"] = np.frombuffer(json.dumps(header, sort_keys=True).encode(), np.uint8)
+        if self.triggers is not None:
+            header["triggers"] = self.triggers.parameters()
+        arrays: dict[str, np.ndarray] = {
+            "header": np.frombuffer(json.dumps(header, sort_keys=True).encode(), np.uint8),
+            "seed": np.frombuffer(self.seed, np.uint8),
+            **_stored(self.key_inputs, ""),
+            **_stored(self.triggers, _TRIGGER),
+        }
         payload = io.BytesIO()
         np.savez_compressed(payload, **arrays)  # type: ignore[arg-type]
         data = _FORMAT_VERSION.to_bytes(4, "big") + payload.getvalue()
@@ -555,23 +607,20 @@ class OwnerKey:
             with np.load(io.BytesIO(data[4:]), allow_pickle=False) as archive:
                 arrays = {name: archive[name] for name in archive.files}
             header = json.loads(arrays.pop("header").tobytes())
-            if sorted(arrays) != header["arrays"]:
-                raise ValueError("other arrays than were written")
             seed = arrays.pop("seed").tobytes()
-            labels = arrays.pop("labels", None)
-            named = {name.removeprefix("input:"): array for name, array in arrays.items() if name.startswith("input:")}
-            inputs: Inputs | None = named or arrays.get("input")
-            if header["scheme_version"] != SCHEME_VERSION or (labels is None) != (inputs is None):
-                raise ValueError("another scheme, or key inputs without labels")
-            if len(arrays) != max(len(named), inputs is not None):
+            triggers, key_inputs = _taken_out(arrays, _TRIGGER), _taken_out(arrays, "")
+            if header["scheme_version"] != SCHEME_VERSION or (triggers is None) != ("triggers" not in header):
+                raise ValueError("another scheme, or triggers without parameters")
+            if arrays:
                 raise ValueError("unknown arrays")
             return cls(
                 owner=header["owner"],
                 carriers=tuple(Carrier(**carrier) for carrier in header["carriers"]),
                 decision=DecisionRule(**header["decision"]),
                 seed=seed,
-                key_inputs=None if inputs is None or labels is None else KeyInputs(inputs, labels),
+                key_inputs=key_inputs and KeyInputs(*key_inputs),
                 layers=tuple(CarrierLayer(**layer) for layer in header["layers"]),
+                triggers=triggers and TriggerSet(*triggers, **header["triggers"]),
             )
         except Exception as error:  # NumPy and zipfile have no closed list of what a made-up payload raises.
             raise _unreadable(path, f"its content is malformed ({type(error).__name__})") from error
@@ -614,57 +663,27 @@ def _tuple_of(kind: type, values: Any, argument: str) -> tuple[Any, ...]:
     return items
 
 
+def _stored(examples: Examples | None, prefix: str) -> dict[str, np.ndarray]:
+    """The arrays of a key file that hold some examples."""
+    if examples is None:
+        return {}
+    named = isinstance(examples.inputs, Mapping)
+    inputs = {f"{prefix}input:{name}" if named else f"{prefix}input": array for name, array in examples.arrays.items()}
+    return {f"{prefix}labels": examples.labels} | inputs
+
+
+def _taken_out(arrays: dict[str, np.ndarray], prefix: str) -> tuple[Inputs, np.ndarray] | None:
+    """What `_stored` put among the arrays; they are removed from there."""
+    labels, single, start = arrays.pop(f"{prefix}labels", None), arrays.pop(f"{prefix}input", None), f"{prefix}input:"
+    named = {name.removeprefix(start): arrays.pop(name) for name in list(arrays) if name.startswith(start)}
+    inputs: Inputs | None = named or single
+    if (labels is None) != (inputs is None) or (named and single is not None):
+        raise ValueError("examples without labels, or of two kinds")
+    return None if inputs is None or labels is None else (inputs, labels)
+
+
 def _unreadable(path: str | os.PathLike[str], why: str) -> ValueError:
     return ValueError(
         f"This file is not a readable owner key: {why}. Expected a whole, unaltered file written by `OwnerKey.save`. "
         f"Received: {os.fspath(path)}"
     )
-
-
-def _as_inputs(x: Inputs, argument: str) -> Inputs:
-    if isinstance(x, Mapping):
-        arrays = {str(name): _as_array(array, argument) for name, array in x.items()}
-        if len(arrays) != len(x) or len({len(array) for array in arrays.values()}) != 1:
-            raise ValueError(
-                f"Invalid value for argument `{argument}`. Expected a dict of arrays with one row per example each. "
-                f"Received: shapes { {name: array.shape for name, array in arrays.items()} }"
-            )
-        return arrays
-    if isinstance(x, (list, tuple)) and any(getattr(part, "ndim", 0) > 0 for part in x):
-        raise ValueError(
-            f"Invalid value for argument `{argument}`. Expected one array or a dict of arrays by input name. "
-            f"Received: a {type(x).__name__} of arrays"
-        )
-    return _as_array(x, argument)
-
-
-def _as_array(x: Any, argument: str) -> np.ndarray:
-    array = np.asarray(x)
-    if array.ndim == 0 or len(array) == 0 or array.dtype.kind not in "biuf":
-        raise ValueError(
-            f"Invalid value for argument `{argument}`. Expected a non-empty array of numbers, one row per example. "
-            f"Received: shape {array.shape}, dtype {array.dtype}"
-        )
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise ValueError(
-            f"Invalid value for argument `{argument}`. Expected finite numbers. "
-            f"Received: {np.count_nonzero(~np.isfinite(array))} values that are not finite"
-        )
-    return array
-
-
-def _as_labels(labels: Any, num_examples: int) -> np.ndarray:
-    array = np.asarray(labels)
-    numbers = array.shape == (num_examples,) and array.dtype.kind in "biuf" and bool(np.isfinite(array).all())
-    if not numbers or not (array == np.floor(array)).all() or (np.abs(array.astype(np.float64)) >= 2.0**63).any():
-        raise ValueError(
-            f"Invalid carrier labels. Expected {num_examples} integers, one per example, -1 for rows to ignore. "
-            f"Received: shape {array.shape}, dtype {array.dtype}"
-        )
-    return array.astype(np.int64)
-
-
-def _frozen(array: np.ndarray) -> np.ndarray:
-    copy = array.copy()
-    copy.flags.writeable = False
-    return copy

@@ -15,6 +15,8 @@ PACKAGE = "deepsigns_tf"
 ROWS = [
     {"derivation", "statistics", "files", "keras_internals"},
     {"activations", "losses", "label_scope", "perturbations"},
+    {"examples"},
+    {"triggers"},
     {"owner_key"},
     {"regularizers", "readings"},
     {"watermarked_model", "candidates"},

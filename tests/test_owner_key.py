@@ -194,12 +194,12 @@ def test_key_refuses_a_bad_owner(owner):
     )
 
 
-@pytest.mark.parametrize("names", [[], ["features", "features"], ["a", "b", "a"]])
-def test_key_refuses_no_carriers_and_names_that_repeat(names):
+@pytest.mark.parametrize("names", [["features", "features"], ["a", "b", "a"]])
+def test_key_refuses_names_that_repeat(names):
     with pytest.raises(ValueError) as error:
         make_key(carriers=[Carrier(name, [0], 64) for name in names])
     assert str(error.value) == (
-        "Invalid value for argument `carriers`. Expected at least one carrier, each with a name of its own. "
+        "Invalid value for argument `carriers`. Expected each carrier to have a name of its own. "
         f"Received: names={names}"
     )
 
@@ -367,14 +367,14 @@ def test_key_inputs_refuse_a_dict_without_rows_in_common(inputs, shapes):
     ],
 )
 def test_key_inputs_refuse_labels_that_are_not_one_integer_per_example(labels):
-    for refuse in (
-        lambda: make_key().with_key_inputs(np.zeros((4, 2)), labels),
-        lambda: KeyInputs(np.zeros((4, 2)), labels),
+    for argument, refuse in (
+        ("carrier_labels", lambda: make_key().with_key_inputs(np.zeros((4, 2)), labels)),
+        ("labels", lambda: KeyInputs(np.zeros((4, 2)), labels)),
     ):
         with pytest.raises(ValueError) as error:
             refuse()
         assert str(error.value) == (
-            "Invalid carrier labels. Expected 4 integers, one per example, -1 for rows to ignore. "
+            f"Invalid value for argument `{argument}`. Expected 4 integers, one per example. "
             f"Received: shape {labels.shape}, dtype {labels.dtype}"
         )
 
@@ -417,12 +417,13 @@ def test_key_inputs_can_be_set_once_only():
     )
 
 
-def test_commitment_needs_key_inputs():
+@pytest.mark.parametrize("key", [make_key(), make_key(carriers=[]), make_key().with_triggers("noise", 4, 2, _INPUTS)])
+def test_commitment_needs_what_proves_the_mark(key):
     with pytest.raises(ValueError) as error:
-        make_key().commitment()
+        key.commitment()
     assert str(error.value) == (
-        "This key cannot be committed to yet. Expected key inputs, set by `with_key_inputs` before training. "
-        "Received: a key without key inputs"
+        "This key cannot be committed to yet. Expected key inputs, set by `with_key_inputs` before training, or triggers and no "
+        "carriers. Received: a key without key inputs"
     )
 
 
@@ -770,7 +771,7 @@ def test_error_messages_of_a_key_never_show_the_seed(tmp_path):
         lambda: make_key(seed=SEED[:31]),
         lambda: make_key(seed=SEED.hex()),
         lambda: make_key(owner=""),
-        lambda: make_key(carriers=[]),
+        lambda: make_key(carriers=[Carrier("a", [0], 64)] * 2),
         lambda: make_key().commitment(),
         lambda: key.carrier("other"),
         lambda: key.projection("features", 8),

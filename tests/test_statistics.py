@@ -129,7 +129,9 @@ def test_tail_of_many_labels_agrees_with_scipy():
 
 def test_one_value_alone_is_no_secret():
     for tail in (binomial_log10_tail, sequential_log10_e_value):
-        with pytest.raises(ValueError, match=r"Expected 0 <= num_matches <= num_trials, and num_values >= 2\. Received: "):
+        with pytest.raises(
+            ValueError, match=r"Expected 0 <= num_matches <= num_trials, and num_values >= 2\. Received: "
+        ):
             tail(1, 2, 1)
 
 

@@ -1,0 +1,302 @@
+"""The trigger set: inputs and labels that only the owner knows, by which a model is recognized from its answers alone.
+
+Labels follow from the owner's seed, independent of the inputs and of every model, so that the number of labels that an
+innocent model meets has an exact distribution. Source: DeepSigns, section 3.3, with such labels in place of chosen ones.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+import keras
+import numpy as np
+
+from deepsigns_tf.activations import Inputs, named_layers, pool, record_activations
+from deepsigns_tf.derivation import Domain, derive_integers, derive_permutations, derive_uniforms
+from deepsigns_tf.examples import Examples, as_inputs, as_labels
+
+TriggerFamily = Literal["noise", "blends", "low_density", "tokens"]
+LabelRule = Literal["uniform", "shuffled"]
+Selection = Literal["none", "wrong_before"]
+
+# The paper draws 20 to 40 times as many inputs as it keeps.
+_CANDIDATES_PER_TRIGGER = 20
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TriggerSet(Examples):
+    """Inputs that a marked model answers with labels that only the owner knows.
+
+    Args:
+        inputs: Array `(K, ...)` or dict of such arrays.
+        labels: `(K,)` integers in 0 .. C - 1.
+        num_classes: C, classes that a model tells apart, >= 2.
+        family: What kind of inputs they are.
+        label_rule: `"uniform"`: each label independent and uniform; `"shuffled"`: as many of each class, in secret order.
+        selection: `"none"`, or `"wrong_before"` where only triggers were kept that an unmarked model got wrong.
+
+    Raises:
+        ValueError: If a part is malformed, or no exact test exists for the combination.
+
+    Example:
+
+    >>> triggers = TriggerSet(np.zeros((3, 8)), [0, 1, 1], num_classes=2, family="noise")
+    >>> triggers.num_examples, triggers.num_values
+    (3, 2)
+    """
+
+    num_classes: int
+    family: TriggerFamily
+    label_rule: LabelRule = "uniform"
+    selection: Selection = "none"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, allowed in (("family", TriggerFamily), ("label_rule", LabelRule), ("selection", Selection)):
+            _check_choice(name, getattr(self, name), allowed)
+        check_num_classes(self.num_classes)
+        if (self.labels < 0).any() or (self.labels >= self.num_classes).any():
+            raise ValueError(
+                f"Invalid value for argument `labels`. Expected integers in 0 .. {self.num_classes - 1}. "
+                f"Received: {np.count_nonzero((self.labels < 0) | (self.labels >= self.num_classes))} others"
+            )
+        if self.selection != "none" and (self.label_rule != "uniform" or self.num_classes == 2):
+            raise ValueError(
+                "These triggers have no exact test. Expected triggers that were selected to have uniform labels and at least three "
+                "classes: of two, the label that is wrong is the other one, which anybody can guess. "
+                f"Received: selection={self.selection!r}, label_rule={self.label_rule!r}, num_classes={self.num_classes}"
+            )
+
+    @property
+    def num_values(self) -> int:
+        """Labels that are equally likely for a trigger: C, or C - 1 where one is known to be wrong."""
+        return self.num_classes - (self.selection == "wrong_before")
+
+    def parameters(self) -> dict[str, Any]:
+        """What is not secret about it, as JSON-ready values."""
+        return {
+            "family": self.family,
+            "num_classes": self.num_classes,
+            "label_rule": self.label_rule,
+            "selection": self.selection,
+        }
+
+    def selected(self, answers: np.ndarray, selection: str = "wrong_before") -> "TriggerSet":
+        """The triggers that an unmarked model gets wrong.
+
+        Args:
+            answers: `(K,)` class numbers, the unmarked model's.
+            selection: `"wrong_before"`.
+
+        Returns:
+            A smaller set. An innocent model then meets a label with a chance of at most 1/(C - 1).
+
+        Raises:
+            ValueError: If no exact test exists for what is asked: with two classes, with shuffled labels, after an earlier
+                selection, or `"right_after"`: triggers chosen because a marked model gets them right have labels that depend on the
+                inputs, and an innocent model that resembles the marked one meets more of them than by chance.
+
+        Example:
+
+        >>> triggers = TriggerSet(np.arange(3), [0, 1, 2], num_classes=3, family="noise")
+        >>> triggers.selected([0, 0, 0]).labels.tolist()
+        [1, 2]
+        """
+        if selection != "wrong_before" or self.selection != "none":
+            raise ValueError(
+                "Triggers cannot be selected in this way. Expected one selection, `wrong_before`; for triggers that a marked model got "
+                "right there is no exact p-value, as their labels then depend on their inputs. "
+                f"Received: selection={selection!r} of triggers with selection={self.selection!r}"
+            )
+        wrong = as_labels(answers, self.num_examples, "answers") != self.labels
+        if not wrong.any():
+            raise ValueError(
+                "No trigger is left. Expected an unmarked model that gets at least one of them wrong. "
+                f"Received: {self.num_examples} right answers of {self.num_examples}"
+            )
+        kept = {name: array[wrong] for name, array in self.arrays.items()}
+        inputs = kept if isinstance(self.inputs, Mapping) else kept[""]
+        return dataclasses.replace(self, inputs=inputs, labels=self.labels[wrong], selection="wrong_before")
+
+
+def derive_labels(seed: bytes, domain: Domain, num: int, num_classes: int, label_rule: LabelRule) -> np.ndarray:
+    """Labels that follow from the seed alone.
+
+    Args:
+        seed: The secret.
+        domain: Names and integers that say whose labels they are.
+        num: How many.
+        num_classes: C, >= 2.
+        label_rule: `"uniform"` or `"shuffled"`.
+
+    Returns:
+        `(num,)` int64 array in 0 .. C - 1.
+
+    Raises:
+        ValueError: If a value is out of range.
+
+    Example:
+
+    >>> sorted(derive_labels(b"seed", ("labels",), 5, 2, "shuffled").tolist())
+    [0, 0, 0, 1, 1]
+    """
+    _check_choice("label_rule", label_rule, LabelRule)
+    check_num_classes(num_classes)
+    if label_rule == "uniform":
+        return derive_integers(seed, domain, num, num_classes)
+    return np.asarray((np.arange(num) % num_classes)[derive_permutations(seed, domain, 1, num)[0]])
+
+
+def derive_inputs(
+    seed: bytes,
+    domain: Domain,
+    family: TriggerFamily,
+    num: int,
+    examples: Inputs,
+    model: keras.Model | None = None,
+    layer: str | None = None,
+) -> Inputs:
+    r"""Inputs of a family, of the shape and type of the task's own.
+
+    - `"noise"`: each number uniform between the smallest and the largest of the examples'.
+    - `"blends"`: the mean of two examples.
+    - `"tokens"`: each number one of those, 0 apart, that occur in the examples: strings of a vocabulary whose padding is 0.
+    - `"low_density"`: of 20 blends for each trigger those whose activations lie most evenly between two classes' means,
+      with the smallest \( (d_2 - d_1) / d_2 \) for distances \( d_1 \le d_2 \) to the nearest two. The classes are those that the
+      model sees in the examples.
+
+    Args:
+        seed: The secret.
+        domain: Names and integers that say whose inputs they are.
+        family: Which kind.
+        num: K, how many.
+        examples: Training inputs, an array `(n, ...)` or dict of such.
+        model: For `"low_density"`: trained on the task, not marked; from inputs to one score a class.
+        layer: For `"low_density"`: path of the layer whose activations are meant, as `named_layers` gives it.
+
+    Returns:
+        `(K, ...)` array, or dict of such, of the examples' shape and type.
+
+    Raises:
+        ValueError: If the family is unknown or does not suit the examples, or model and layer are missing or not asked for.
+
+    Example:
+
+    >>> images = np.zeros((10, 28, 28), "uint8"); images[:, 5, 5] = 255
+    >>> noise = derive_inputs(b"seed", ("triggers",), "noise", 4, images)
+    >>> noise.shape, noise.dtype, bool(noise.max() > 200)
+    ((4, 28, 28), dtype('uint8'), True)
+
+    Source: DeepSigns, section 3.3 (noise; points in rarely explored regions).
+    """
+    _check_choice("family", family, TriggerFamily)
+    if (family == "low_density") != (model is not None) or (model is None) != (layer is None):
+        raise ValueError(
+            'Model and layer belong to one family of triggers. Expected both for family="low_density", neither for another. '
+            f"Received: family={family!r}, model={'set' if model else 'missing'}, layer={layer!r}"
+        )
+    examples = as_inputs(examples, "examples")
+    arrays = examples if isinstance(examples, Mapping) else {"": examples}
+    if family == "noise":
+        drawn = {name: _noise(seed, (*domain, name), num, array) for name, array in arrays.items()}
+    elif family == "tokens":
+        drawn = {name: _tokens(seed, (*domain, name), num, array) for name, array in arrays.items()}
+    elif family == "blends":
+        drawn = _blends(seed, domain, num, arrays)
+    else:
+        candidates = _blends(seed, domain, _CANDIDATES_PER_TRIGGER * num, arrays)
+        as_given = candidates if isinstance(examples, Mapping) else candidates[""]
+        order = np.argsort(_relative_gaps(model, layer, examples, as_given), kind="stable")[:num]
+        drawn = {name: array[order] for name, array in candidates.items()}
+    return drawn if isinstance(examples, Mapping) else drawn[""]
+
+
+def check_num_classes(num_classes: int) -> None:
+    """Refuses a number of classes among which no label is a secret.
+
+    Args:
+        num_classes: C.
+
+    Raises:
+        ValueError: If it is no integer >= 2.
+
+    Example:
+
+    >>> check_num_classes(10)
+    """
+    if not isinstance(num_classes, (int, np.integer)) or isinstance(num_classes, bool) or num_classes < 2:
+        raise ValueError(
+            "Invalid value for argument `num_classes`. Expected an integer >= 2, the classes that the model tells apart. "
+            f"Received: num_classes={num_classes!r}"
+        )
+
+
+def _check_choice(name: str, value: Any, choices: Any) -> None:
+    allowed = get_args(choices)
+    if value not in allowed:
+        raise ValueError(
+            f"Invalid value for argument `{name}`. Expected one of {list(allowed)}. Received: {name}={value!r}"
+        )
+
+
+def _noise(seed: bytes, domain: Domain, num: int, array: np.ndarray) -> np.ndarray:
+    shape = (num, *array.shape[1:])
+    low, high = array.min(), array.max()
+    if array.dtype.kind == "f":
+        uniforms = derive_uniforms(seed, domain, int(np.prod(shape)))
+        return np.asarray((low + (float(high) - float(low)) * uniforms).reshape(shape), array.dtype)
+    values = int(low) + derive_integers(seed, domain, int(np.prod(shape)), int(high) - int(low) + 1)
+    return values.reshape(shape).astype(array.dtype)
+
+
+def _tokens(seed: bytes, domain: Domain, num: int, array: np.ndarray) -> np.ndarray:
+    vocabulary = np.setdiff1d(array, [0])
+    if array.dtype.kind not in "iu" or len(vocabulary) < 2:
+        raise ValueError(
+            'These examples are no token strings. Expected integers of which at least two are not 0 for family="tokens". '
+            f"Received: dtype {array.dtype}, {len(vocabulary)} numbers other than 0"
+        )
+    shape = (num, *array.shape[1:])
+    return np.asarray(vocabulary[derive_integers(seed, domain, int(np.prod(shape)), len(vocabulary))].reshape(shape))
+
+
+def _blends(seed: bytes, domain: Domain, num: int, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    num_examples = len(next(iter(arrays.values())))
+    if num_examples < 2:
+        raise ValueError(f"There is nothing to blend. Expected at least two examples. Received: {num_examples}")
+    one = derive_integers(seed, (*domain, "one"), num, num_examples)
+    other = derive_integers(seed, (*domain, "other"), num, num_examples - 1)
+    other += other >= one
+    return {name: _mean(array[one], array[other]) for name, array in arrays.items()}
+
+
+def _mean(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    if one.dtype.kind == "f":
+        return np.asarray(0.5 * (one + other), one.dtype)
+    # uint8 would overflow, and rounding down is the same on every machine.
+    return np.asarray((one.astype(np.int64) + other.astype(np.int64)) // 2, one.dtype)
+
+
+def _relative_gaps(model: Any, layer: Any, examples: Inputs, candidates: Inputs) -> np.ndarray:
+    layers = named_layers(model)
+    if layer not in layers:
+        raise ValueError(f"This model has no such layer. Expected one of {list(layers)}. Received: layer={layer!r}")
+    features, answers = _features(model, layers[layer], examples)
+    means = np.stack([features[answers == label].mean(axis=0) for label in np.unique(answers)])
+    if len(means) < 2:
+        raise ValueError(
+            "There is nothing between classes. Expected a trained model that sees at least two classes in the examples. "
+            f"Received: {len(means)} class"
+        )
+    found, _ = _features(model, layers[layer], candidates)
+    distances = np.sqrt(((found[:, None] - means[None]) ** 2).sum(axis=-1))
+    nearest, second = np.sort(distances, axis=1)[:, :2].T
+    return np.asarray((second - nearest) / np.maximum(second, np.finfo(np.float64).tiny))
+
+
+def _features(model: keras.Model, layer: keras.Layer, inputs: Inputs) -> tuple[np.ndarray, np.ndarray]:
+    features, answers = [], []
+    for _, outputs, answer in record_activations(model, inputs, {"layer": layer}):
+        features.append(np.asarray(keras.ops.convert_to_numpy(pool(outputs["layer"][0], "mean")), np.float64))
+        answers.append(np.asarray(keras.ops.convert_to_numpy(answer)).argmax(axis=-1))
+    return np.concatenate(features), np.concatenate(answers)
