@@ -26,9 +26,9 @@ from deepsigns_tf.statistics import (
 _MAX_CLASSES_SHOWN = 10
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Verdict:
-    """What a suspect's weights say about an owner's claim.
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Decision:
+    """What every verdict says: whether a claim is proved, at which level, and on what that rests.
 
     Args:
         owner: Who claims the model.
@@ -37,11 +37,6 @@ class Verdict:
         log10_alpha: log10 of the level it was held against.
         decision: The rule.
         committed: Whether a commitment was given by whoever verifies and found to be this key's.
-        log10_p_hard: log10 of the exact tail of the number of matching bits, times the correction.
-        log10_p_soft: log10 of the tail of the signed sum of projections, times the correction. The tail is enumerated up to
-            16 bits and bounded (Chernoff) above.
-        num_assignments: Joint assignments of carriers to layers that were tried and paid for.
-        readings: One reading for each carrier.
         assumptions: What the p-value rests on, in words.
     """
 
@@ -51,11 +46,63 @@ class Verdict:
     log10_alpha: float
     decision: DecisionRule
     committed: bool
+    assumptions: tuple[str, ...]
+
+    @property
+    def headline(self) -> str:
+        """The decision in words, with the condition it hangs on where no commitment was checked."""
+        if not self.marked:
+            return "NOT MARKED"
+        return "MARKED" if self.committed else "MARKED, if the key is older than the model"
+
+    def _in_words(self, findings: list[str], test: str) -> str:
+        """For people: the headline, what was found, and what it rests on."""
+        lines = [
+            f"{self.headline}: claim of {self.owner}",
+            findings[0],
+            f"  p-value         10^{self.log10_p_value:.2f} {'<=' if self.marked else '>'} 10^{self.log10_alpha:.2f} ({test}, "
+            f"{'earlier commitment checked' if self.committed else 'no earlier commitment checked'})",
+            *findings[1:],
+        ]
+        return "\n".join([*lines, "  assuming        " + "\n                  ".join(self.assumptions)])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The verdict as JSON-ready values; nothing in it is secret."""
+        return {
+            "owner": self.owner,
+            "headline": self.headline,
+            "marked": self.marked,
+            "log10_p_value": self.log10_p_value,
+            "log10_alpha": self.log10_alpha,
+            "decision": self.decision.to_dict(),
+            "committed": self.committed,
+            "assumptions": list(self.assumptions),
+        }
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Verdict(Decision):
+    """What a suspect's weights say about an owner's claim.
+
+    Args:
+        owner: Who claims the model.
+        marked: Whether the decision rule, fixed in the key, is met.
+        log10_p_value: log10 p of the deciding test after all corrections.
+        log10_alpha: log10 of the level it was held against.
+        decision: The rule.
+        committed: Whether a commitment was given by whoever verifies and found to be this key's.
+        assumptions: What the p-value rests on, in words.
+        log10_p_hard: log10 of the exact tail of the number of matching bits, times the correction.
+        log10_p_soft: log10 of the tail of the signed sum of projections, times the correction. The tail is enumerated up to
+            16 bits and bounded (Chernoff) above.
+        num_assignments: Joint assignments of carriers to layers that were tried and paid for.
+        readings: One reading for each carrier.
+    """
+
     log10_p_hard: float
     log10_p_soft: float
     num_assignments: int
     readings: tuple[SignatureReading, ...]
-    assumptions: tuple[str, ...]
 
     @property
     def num_bits(self) -> int:
@@ -72,46 +119,28 @@ class Verdict:
         """Share of wrong bits over all carriers, in [0, 1]."""
         return 1.0 - self.num_matches / self.num_bits
 
-    @property
-    def headline(self) -> str:
-        """The decision in words, with the condition it hangs on where no commitment was checked."""
-        if not self.marked:
-            return "NOT MARKED"
-        return "MARKED" if self.committed else "MARKED, if the key is older than the model"
-
     def summary(self) -> str:
         """The verdict for people, in a dozen lines."""
-        relation = "<=" if self.marked else ">"
         soft_tail = "enumerated tail" if self.num_bits <= MAX_ENUMERATED_BITS else "Chernoff bound"
         errors = allowed_errors(self.num_bits, self.log10_alpha - math.log10(self.num_assignments))
-        lines = [
-            f"{self.headline}: claim of {self.owner}",
+        findings = [
             f"  bits matched    {self.num_matches} of {self.num_bits} (bit error rate {self.bit_error_rate:.4f}; "
             f"{'no number of matches' if errors is None else f'up to {errors} errors'} would pass the hard test)",
-            f"  p-value         10^{self.log10_p_value:.2f} {relation} 10^{self.log10_alpha:.2f} ({self.decision.test} test, "
-            f"{'earlier commitment checked' if self.committed else 'no earlier commitment checked'})",
             f"  hard, soft      10^{self.log10_p_hard:.2f}, 10^{self.log10_p_soft:.2f} "
             f"(exact tail, {soft_tail}; each times the correction)",
             f"  correction      x {self.num_assignments} assignments of carriers to layers",
         ]
         for reading in self.readings:
-            lines += [
+            findings += [
                 f"  carrier         {reading.carrier} in {reading.layer}: {reading.num_matches} of {reading.num_bits} bits, "
                 f"margins {reading.margins.min():.2f} (smallest), {np.median(reading.margins):.2f} (median)",
                 f"  error rates     {_rates_in_words(reading)}",
             ]
-        return "\n".join([*lines, "  assuming        " + "\n                  ".join(self.assumptions)])
+        return self._in_words(findings, f"{self.decision.test} test")
 
     def to_dict(self) -> dict[str, Any]:
         """The verdict as JSON-ready values; nothing in it is secret."""
-        return {
-            "owner": self.owner,
-            "headline": self.headline,
-            "marked": self.marked,
-            "log10_p_value": self.log10_p_value,
-            "log10_alpha": self.log10_alpha,
-            "decision": self.decision.to_dict(),
-            "committed": self.committed,
+        return super().to_dict() | {
             "log10_p_hard": self.log10_p_hard,
             "log10_p_soft": self.log10_p_soft,
             "num_assignments": self.num_assignments,
@@ -119,7 +148,6 @@ class Verdict:
             "num_matches": self.num_matches,
             "bit_error_rate": self.bit_error_rate,
             "readings": [reading.to_dict() for reading in self.readings],
-            "assumptions": list(self.assumptions),
         }
 
 
@@ -160,14 +188,65 @@ def verify(model: keras.Model, owner_key: OwnerKey, *, commitment: str | None = 
             "This key cannot read a mark yet. Expected a key with key inputs (`with_key_inputs`) and layers (returned by `release`). "
             f"Received: key inputs {'set' if owner_key.key_inputs else 'missing'}, layers {'set' if owner_key.layers else 'missing'}"
         )
-    if commitment is not None and commitment.strip().lower() != owner_key.commitment():
+    committed = check_commitment(owner_key, commitment)
+    candidates = candidate_means(model, owner_key)
+    num_assignments = math.prod(found.num_admissible for found in candidates.values())
+    return judge(best_readings(candidates, owner_key), owner_key, num_assignments, committed)
+
+
+def check_commitment(owner_key: OwnerKey, commitment: str | None) -> bool:
+    """Whether an earlier commitment was shown.
+
+    Args:
+        owner_key: The key.
+        commitment: The digits that the owner published, or None.
+
+    Returns:
+        False for None, True for the key's own digits.
+
+    Raises:
+        ValueError: If they are another's.
+
+    Example:
+
+    >>> key = OwnerKey.generate("ACME Vision").with_triggers("noise", 50, 10, np.random.rand(4, 8))
+    >>> check_commitment(key, None), check_commitment(key, key.commitment())
+    (False, True)
+    """
+    if commitment is None:
+        return False
+    if commitment.strip().lower() != owner_key.commitment():
         raise ValueError(
             "The commitment is not this key's. Expected the digits that the owner published before training. "
             f"Received: commitment={commitment!r}, while the key has {owner_key.commitment()}"
         )
-    candidates = candidate_means(model, owner_key)
-    num_assignments = math.prod(found.num_admissible for found in candidates.values())
-    return judge(best_readings(candidates, owner_key), owner_key, num_assignments, committed=commitment is not None)
+    return True
+
+
+def assumptions_about_the_date(committed: bool, inputs: str) -> list[str]:
+    """What a verdict says about the order of key and model.
+
+    Args:
+        committed: Whether an earlier commitment was checked.
+        inputs: What of the key can be fitted to a model, in words.
+
+    Returns:
+        Sentences for `Decision.assumptions`.
+
+    Example:
+
+    >>> len(assumptions_about_the_date(True, "key inputs"))
+    2
+    """
+    if committed:
+        return [
+            "that they were: the key's commitment was checked; its date is for the verifier to judge",
+            "the claimant committed to no other key for this claim: committing to many keys would have to be paid for",
+        ]
+    return [
+        "that they were is NOT SHOWN, no earlier commitment was checked: the level leaves no room for trying seeds, but whoever "
+        f"makes a key after the model can fit its {inputs} to it"
+    ]
 
 
 def judge(
@@ -203,18 +282,11 @@ def judge(
     assumptions = [
         "the bits are uniform and independent of the suspect and of all that was used to read it: seed, key inputs and decision "
         "rule were fixed before the suspect existed",
-        "that they were: the key's commitment was checked; its date is for the verifier to judge"
-        if committed
-        else "that they were is NOT SHOWN, no earlier commitment was checked: the level leaves no room for trying seeds, but whoever "
-        "makes a key after the model can fit its key inputs to it",
+        *assumptions_about_the_date(committed, "key inputs"),
         f"every joint assignment of carriers to layers wide enough was paid for ({num_assignments}); the carrier-to-layer map is not "
         "committed",
         f"the decision rule stood in the key: {rule.test} test at 10^{rule.log10_alpha(committed):.2f}",
     ]
-    if committed:
-        assumptions.append(
-            "the claimant committed to no other key for this claim: committing to many keys would have to be paid for"
-        )
     return Verdict(
         owner=owner_key.owner,
         marked=log10_p[rule.test] <= rule.log10_alpha(committed),

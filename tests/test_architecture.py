@@ -21,7 +21,7 @@ ROWS = [
     {"regularizers", "readings"},
     {"watermarked_model", "candidates"},
     {"verification"},
-    {"release", "callbacks"},
+    {"release", "callbacks", "trigger_verification"},
     {"__init__"},
 ]
 ROW_OF = {module: row for row, modules in enumerate(ROWS) for module in modules}

@@ -1,0 +1,301 @@
+"""Recognizes a model by its answers to the owner's triggers, and says what the answers prove.
+
+Source: DeepSigns, section 3.3, with the exact null of independent uniform labels in place of a threshold on mismatches.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from deepsigns_tf.activations import Inputs
+from deepsigns_tf.owner_key import OwnerKey
+from deepsigns_tf.statistics import (
+    allowed_errors,
+    binomial_log10_tail,
+    sequential_log10_e_value,
+    shuffle_log10_tail,
+)
+from deepsigns_tf.triggers import TriggerSet
+from deepsigns_tf.verification import Decision, assumptions_about_the_date, check_commitment
+
+PredictionKind = Literal["labels", "probabilities", "logits"]
+
+# In place of a label, where a model gave no answer.
+NO_ANSWER = -1
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class TriggerVerdict(Decision):
+    """What a suspect's answers say about an owner's claim.
+
+    Args:
+        owner: Who claims the model.
+        marked: Whether the decision rule, fixed in the key, is met.
+        log10_p_value: log10 p of the deciding test.
+        log10_alpha: log10 of the level it was held against.
+        decision: The rule.
+        committed: Whether a commitment was given by whoever verifies and found to be this key's.
+        assumptions: What the p-value rests on, in words.
+        num_triggers: K, triggers of the key.
+        num_asked: How many were asked for; fewer only where the claim was proved before all were.
+        num_answered: How many of them were answered.
+        num_matches: How many were answered with the key's label.
+        num_classes: C.
+        null: How many labels an innocent model meets, in words.
+    """
+
+    num_triggers: int
+    num_asked: int
+    num_answered: int
+    num_matches: int
+    num_classes: int
+    null: str
+
+    def summary(self) -> str:
+        """The verdict for people, in a few lines."""
+        findings = [
+            f"  labels matched  {self.num_matches} of {self.num_asked} asked for, of {self.num_triggers} triggers; "
+            f"{self.num_asked - self.num_answered} without an answer",
+            f"  by chance       {self.null}",
+        ]
+        return self._in_words(findings, "answers")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The verdict as JSON-ready values; nothing in it is secret."""
+        return super().to_dict() | {
+            "num_triggers": self.num_triggers,
+            "num_asked": self.num_asked,
+            "num_answered": self.num_answered,
+            "num_matches": self.num_matches,
+            "num_classes": self.num_classes,
+            "null": self.null,
+        }
+
+
+def verify_predictions(
+    predictions: Any,
+    owner_key: OwnerKey,
+    *,
+    kind: PredictionKind | None = None,
+    commitment: str | None = None,
+) -> TriggerVerdict:
+    r"""Judges a suspect's answers to all triggers by the rule fixed in the key.
+
+    The labels follow from the seed, so whatever an innocent model answers, it meets
+
+    - uniform labels: \( \mathrm{Binomial}(K, 1/C) \) of them, exactly;
+    - uniform labels of triggers that an unmarked model got wrong: at most \( \mathrm{Binomial}(K, 1/(C - 1)) \);
+    - shuffled labels: as many as a random order of them would give (`statistics.shuffle_log10_tail`), exactly.
+
+    Args:
+        predictions: Answers to `owner_key.triggers.inputs`, in their order: `(K,)` labels, `(K, C)` probabilities or logits, or, of two
+            classes, the probability or logit of class 1 as `(K,)` or `(K, 1)`. The label -1 stands for no answer.
+        owner_key: The claimant's key, with triggers.
+        kind: What the predictions are, `"labels"`, `"probabilities"` or `"logits"`. Needed where their shape does not tell: for
+            numbers with a fractional part in one column.
+        commitment: The commitment that the claimant published before training, taken by whoever verifies from a dated
+            source of their own. With it the rule's level for committed claims applies.
+
+    Returns:
+        The verdict.
+
+    Raises:
+        ValueError: If the key has no triggers, the predictions have another shape, are not finite or out of range, or the commitment is
+            not this key's.
+
+    Example:
+
+    >>> key = OwnerKey.generate("ACME Vision").with_triggers("noise", 100, num_classes=10, examples=np.random.rand(50, 8))
+    >>> verify_predictions(key.triggers.labels, key, commitment=key.commitment()).headline
+    'MARKED'
+    >>> verify_predictions(np.zeros((100, 10)), key).headline
+    'NOT MARKED'
+
+    Source: DeepSigns, section 3.3.
+    """
+    triggers = _triggers_of(owner_key)
+    committed = check_commitment(owner_key, commitment)
+    answers = class_numbers(predictions, triggers.num_examples, triggers.num_classes, kind)
+    num_matches = int(np.count_nonzero(answers == triggers.labels))
+    if triggers.label_rule == "shuffled":
+        log10_p = shuffle_log10_tail(num_matches, answers, triggers.labels)
+        null = f"as many as {triggers.num_examples} labels of which the order alone is secret"
+    else:
+        log10_p = binomial_log10_tail(num_matches, triggers.num_examples, triggers.num_values)
+        log10_alpha = owner_key.decision.log10_alpha(committed)
+        errors = allowed_errors(triggers.num_examples, log10_alpha, triggers.num_values)
+        null = (
+            f"{'at most ' if triggers.selection != 'none' else ''}Binomial({triggers.num_examples}, 1/{triggers.num_values}); "
+            + ("no number of matches would pass" if errors is None else f"up to {errors} others would pass")
+        )
+    return _verdict(owner_key, answers, log10_p, null, committed)
+
+
+def verify_predict_fn(
+    predict_fn: Callable[[Inputs], Any],
+    owner_key: OwnerKey,
+    *,
+    kind: PredictionKind | None = None,
+    commitment: str | None = None,
+    batch_size: int = 32,
+    stop_early: bool = False,
+) -> TriggerVerdict:
+    """Asks a suspect for its answers, and judges them.
+
+    Args:
+        predict_fn: From inputs `(n, ...)`, an array or dict of arrays, to answers in a form of `verify_predictions`.
+        owner_key: The claimant's key, with triggers.
+        kind: As in `verify_predictions`.
+        commitment: As in `verify_predictions`.
+        batch_size: Inputs of a call, >= 1.
+        stop_early: Whether to ask no more once the claim is proved. The test is then one that may be looked at after every answer
+            (`statistics.sequential_log10_e_value`), whatever comes of it; it needs a few answers more than the test of a
+            number of triggers that was fixed beforehand.
+
+    Returns:
+        The verdict.
+
+    Raises:
+        ValueError: As `verify_predictions`; also if early stopping is asked for with shuffled labels, which are not independent.
+
+    Example:
+
+    >>> key = OwnerKey.generate("ACME Vision").with_triggers("noise", 100, num_classes=10, examples=np.random.rand(50, 8))
+    >>> answers = {row.tobytes(): label for row, label in zip(key.triggers.inputs, key.triggers.labels)}
+    >>> verdict = verify_predict_fn(lambda x: [answers[row.tobytes()] for row in x], key, batch_size=1, stop_early=True)
+    >>> verdict.headline, verdict.num_asked
+    ('MARKED, if the key is older than the model', 21)
+    """
+    triggers = _triggers_of(owner_key)
+    if batch_size < 1:
+        raise ValueError(
+            f"Invalid value for argument `batch_size`. Expected an integer >= 1. Received: batch_size={batch_size!r}"
+        )
+    if stop_early and triggers.label_rule == "shuffled":
+        raise ValueError(
+            "These triggers have no test that may be looked at early. Expected labels that are independent of each other, or "
+            "`stop_early=False`. Received: stop_early=True with label_rule='shuffled'"
+        )
+    committed = check_commitment(owner_key, commitment)
+    log10_alpha = owner_key.decision.log10_alpha(committed)
+    answers = np.empty(0, np.int64)
+    log10_p = 0.0
+    for start in range(0, triggers.num_examples, batch_size):
+        rows = slice(start, min(start + batch_size, triggers.num_examples))
+        asked = {name: array[rows] for name, array in triggers.arrays.items()}
+        predictions = predict_fn(asked if isinstance(triggers.inputs, Mapping) else asked[""])
+        answers = np.append(answers, class_numbers(predictions, rows.stop - start, triggers.num_classes, kind))
+        if stop_early:
+            matches = np.cumsum(answers == triggers.labels[: rows.stop])
+            evidence = (
+                sequential_log10_e_value(int(matches[i]), i + 1, triggers.num_values) for i in range(start, rows.stop)
+            )
+            log10_p = min(log10_p, -max(evidence))
+            if log10_p <= log10_alpha:
+                break
+    if not stop_early:
+        return verify_predictions(answers, owner_key, kind="labels", commitment=commitment)
+    null = f"one in {triggers.num_values} each; the largest evidence seen after any answer counts (Ville's inequality)"
+    return _verdict(owner_key, answers, log10_p, null, committed)
+
+
+def class_numbers(
+    predictions: Any, num_examples: int, num_classes: int, kind: PredictionKind | None = None
+) -> np.ndarray:
+    """The classes that a model answers.
+
+    Args:
+        predictions: In a form of `verify_predictions`.
+        num_examples: K, answers that are expected.
+        num_classes: C.
+        kind: What they are, where their shape does not tell.
+
+    Returns:
+        `(K,)` int64 array in 0 .. C - 1, or -1 for no answer. Of equal scores the first counts.
+
+    Raises:
+        ValueError: If shape, type or range are others than expected, or it cannot be told what the numbers mean.
+
+    Example:
+
+    >>> class_numbers([[0.1, 0.9], [0.8, 0.2]], 2, num_classes=2).tolist()
+    [1, 0]
+    >>> class_numbers([[-3.0], [0.5]], 2, num_classes=2, kind="logits").tolist()
+    [0, 1]
+    """
+    if kind is not None and kind not in get_args(PredictionKind):
+        raise ValueError(
+            f"Invalid value for argument `kind`. Expected one of {list(get_args(PredictionKind))} or None. Received: kind={kind!r}"
+        )
+    array = np.asarray(predictions)
+    if array.dtype.kind not in "biuf" or array.ndim not in (1, 2) or len(array) != num_examples:
+        raise _malformed(f"one answer to each of {num_examples} triggers, in one or two axes", array)
+    if not np.isfinite(array).all():
+        raise _malformed("finite numbers", array, f"{np.count_nonzero(~np.isfinite(array))} that are not finite")
+    if kind == "probabilities" and ((array < 0).any() or (array > 1).any()):
+        raise _malformed("probabilities in [0, 1]", array, f"numbers from {array.min()} to {array.max()}")
+    if array.ndim == 2 and array.shape[1] > 1:
+        if kind == "labels" or array.shape[1] != num_classes:
+            raise _malformed(f"{num_classes} scores, or one label, for each trigger", array)
+        return array.argmax(axis=1).astype(np.int64)
+    column = array.reshape(-1)
+    if kind is None:
+        if array.dtype.kind not in "iu" or array.ndim == 2:
+            raise ValueError(
+                "It cannot be told what these predictions are. Expected `kind=` for one number a trigger that is no integer, or in a "
+                f"column: labels, or of two classes the probability or logit of class 1. Received: shape {array.shape}, dtype {array.dtype}"
+            )
+        kind = "labels"
+    if kind == "labels":
+        if (column != np.floor(column)).any() or (column < NO_ANSWER).any() or (column >= num_classes).any():
+            raise _malformed(
+                f"labels in 0 .. {num_classes - 1}, or {NO_ANSWER} for no answer", array, "others among them"
+            )
+        return column.astype(np.int64)
+    if num_classes != 2:
+        raise _malformed(f"{num_classes} {kind} for each trigger", array)
+    return np.asarray(column > (0.5 if kind == "probabilities" else 0.0), np.int64)
+
+
+def _triggers_of(owner_key: OwnerKey) -> TriggerSet:
+    if owner_key.triggers is None:
+        raise ValueError(
+            "This key cannot recognize a model by its answers. Expected a key with triggers, made by `with_triggers` before training. "
+            "Received: a key without triggers"
+        )
+    return owner_key.triggers
+
+
+def _verdict(owner_key: OwnerKey, answers: np.ndarray, log10_p: float, null: str, committed: bool) -> TriggerVerdict:
+    triggers = _triggers_of(owner_key)
+    log10_alpha = owner_key.decision.log10_alpha(committed)
+    secret = "the order of the labels is" if triggers.label_rule == "shuffled" else "the labels are"
+    return TriggerVerdict(
+        owner=owner_key.owner,
+        marked=log10_p <= log10_alpha,
+        log10_p_value=log10_p,
+        log10_alpha=log10_alpha,
+        decision=owner_key.decision,
+        committed=committed,
+        assumptions=(
+            f"{secret} uniform and independent of the suspect and of the inputs: seed, inputs and decision rule were fixed before the "
+            "suspect existed",
+            *assumptions_about_the_date(committed, "triggers"),
+            "the answers are the suspect's own, and whoever gave them did not know the labels",
+        ),
+        num_triggers=triggers.num_examples,
+        num_asked=len(answers),
+        num_answered=int(np.count_nonzero(answers != NO_ANSWER)),
+        num_matches=int(np.count_nonzero(answers == triggers.labels[: len(answers)])),
+        num_classes=triggers.num_classes,
+        null=null,
+    )
+
+
+def _malformed(expected: str, array: np.ndarray, received: str = "") -> ValueError:
+    shape = f"shape {array.shape}, dtype {array.dtype}"
+    return ValueError(
+        f"These predictions do not fit the triggers. Expected {expected}. Received: {f'{received}, ' if received else ''}{shape}"
+    )
