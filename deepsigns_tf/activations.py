@@ -150,14 +150,27 @@ def all_reduce_sum(tensors: Any) -> Any:
 
     JAX needs nothing here: under `keras.distribution` a batch is one global array and its sums are global.
     """
-    if keras.backend.backend() != "tensorflow":
+    if num_replicas() == 1:
         return tensors
     import tensorflow as tf
 
+    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tensors)
+
+
+def num_replicas() -> int:
+    """Replicas among which a `tf.distribute` strategy shares the batch of the step that is running; elsewhere 1.
+
+    Example:
+
+    >>> num_replicas()
+    1
+    """
+    if keras.backend.backend() != "tensorflow":
+        return 1
+    import tensorflow as tf
+
     context = tf.distribute.get_replica_context()
-    if context is None or context.num_replicas_in_sync == 1:
-        return tensors
-    return context.all_reduce(tf.distribute.ReduceOp.SUM, tensors)
+    return 1 if context is None else int(context.num_replicas_in_sync)
 
 
 def named_layers(model: keras.Layer) -> dict[str, keras.Layer]:

@@ -30,13 +30,71 @@ def prune_weights(model: keras.Model, fraction: float) -> keras.Model:
         raise ValueError(
             f"Invalid value for argument `fraction`. Expected a share in [0, 1]. Received: fraction={fraction!r}"
         )
-    pruned = keras.models.clone_model(model)
-    pruned.set_weights([_prune(weights, fraction) if weights.ndim > 1 else weights for weights in model.get_weights()])
-    return pruned
+    return _with_weights(model, [pruned(weights, fraction) for weights in model.get_weights()])
 
 
-def _prune(weights: np.ndarray, fraction: float) -> np.ndarray:
+def shake_weights(model: keras.Model, relative_std: float, seed: int) -> keras.Model:
+    r"""Adds Gaussian noise to every kernel.
+
+    \( w' = w + \epsilon, \; \epsilon \sim N(0, (r \, \mathrm{std}(w))^2) \)
+
+    Args:
+        model: Any Keras model that `clone_model` can copy; it is left as it is.
+        relative_std: r, standard deviation of the noise as a share of that of the kernel's entries, >= 0. Biases and other
+            vectors are kept.
+        seed: Of the noise.
+
+    Returns:
+        A copy with other weights.
+
+    Raises:
+        ValueError: If the share is negative.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((10,)), keras.layers.Dense(10)])
+    >>> bool((shake_weights(model, 0.1, seed=0).get_weights()[0] != model.get_weights()[0]).all())
+    True
+    """
+    if not relative_std >= 0.0:
+        raise ValueError(
+            f"Invalid value for argument `relative_std`. Expected a number >= 0. Received: relative_std={relative_std!r}"
+        )
+    random = np.random.default_rng(seed)
+    return _with_weights(model, [shaken(weights, relative_std, random) for weights in model.get_weights()])
+
+
+def pruned(weights: np.ndarray, fraction: float) -> np.ndarray:
+    """One of a model's weights, its smallest entries set to 0 if it is a kernel; see `prune_weights`.
+
+    Example:
+
+    >>> pruned(np.array([[1.0, -2.0], [3.0, 0.5]]), 0.5).tolist()
+    [[0.0, -2.0], [3.0, 0.0]]
+    """
+    if weights.ndim < 2:
+        return weights
     kept = weights.copy()
     smallest = np.argsort(np.abs(weights), axis=None, kind="stable")[: round(fraction * weights.size)]
     kept.ravel()[smallest] = 0.0
     return kept
+
+
+def shaken(weights: np.ndarray, relative_std: float, random: np.random.Generator) -> np.ndarray:
+    """One of a model's weights, with noise added if it is a kernel; see `shake_weights`.
+
+    Example:
+
+    >>> shaken(np.ones(3), 0.5, np.random.default_rng(0)).tolist()
+    [1.0, 1.0, 1.0]
+    """
+    if weights.ndim < 2:
+        return weights
+    noise = random.normal(scale=relative_std * float(weights.std()), size=weights.shape)
+    return np.asarray(weights + noise, weights.dtype)
+
+
+def _with_weights(model: keras.Model, weights: list[np.ndarray]) -> keras.Model:
+    copy = keras.models.clone_model(model)
+    copy.set_weights(weights)
+    return copy

@@ -239,7 +239,7 @@ def class_numbers(
     if array.ndim == 2 and array.shape[1] > 1:
         if kind == "labels" or array.shape[1] != num_classes:
             raise _malformed(f"{num_classes} scores, or one label, for each trigger", array)
-        return array.argmax(axis=1).astype(np.int64)
+        return np.asarray(array.argmax(axis=1), np.int64)
     column = array.reshape(-1)
     if kind is None:
         if array.dtype.kind not in "iu" or array.ndim == 2:
@@ -253,7 +253,7 @@ def class_numbers(
             raise _malformed(
                 f"labels in 0 .. {num_classes - 1}, or {NO_ANSWER} for no answer", array, "others among them"
             )
-        return column.astype(np.int64)
+        return np.asarray(column, np.int64)
     if num_classes != 2:
         raise _malformed(f"{num_classes} {kind} for each trigger", array)
     return np.asarray(column > (0.5 if kind == "probabilities" else 0.0), np.int64)

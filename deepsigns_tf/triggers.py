@@ -211,6 +211,92 @@ def derive_inputs(
     return drawn if isinstance(examples, Mapping) else drawn[""]
 
 
+def mix_triggers(dataset: Any, trigger_set: TriggerSet, num_triggers_per_batch: int) -> Any:
+    """Puts triggers into every batch of a `tf.data` pipeline, one after the other and round again.
+
+    They stand in fixed, evenly spaced rows, so that each replica of a `tf.distribute` strategy gets its share: in a batch of
+    B examples and T triggers, every (B + T) / T-th row is one. Give a `WatermarkedModel` the same number,
+    `model.num_triggers_per_batch = T`, so that these rows carry no bits of a mark in its layers.
+
+    Args:
+        dataset: Yields batches `(inputs, labels)` of a fixed size B: inputs shaped as the triggers', labels as integers `(B,)` or
+            `(B, 1)`, one-hot rows `(B, C)`, or a dict with one entry of these kinds.
+        trigger_set: The triggers.
+        num_triggers_per_batch: T, which divides B; at most K.
+
+    Returns:
+        A `tf.data.Dataset` of batches of B + T rows, with static shapes and as many batches.
+
+    Raises:
+        ValueError: If the batches have another structure or shape than the triggers, or no fixed size, or T does not divide it.
+
+    Example:
+
+    >>> import tensorflow as tf
+    >>> triggers = TriggerSet(-np.ones((3, 2), "float32"), [0, 1, 1], num_classes=2, family="noise")
+    >>> batches = tf.data.Dataset.from_tensors((np.zeros((4, 2), "float32"), np.zeros(4, "int64")))
+    >>> for inputs, labels in mix_triggers(batches, triggers, num_triggers_per_batch=2):
+    ...     print(inputs.numpy()[:, 0].tolist(), labels.numpy().tolist())
+    [0.0, 0.0, -1.0, 0.0, 0.0, -1.0] [0, 0, 0, 0, 0, 1]
+
+    Source: DeepSigns, section 3.3 (training data and triggers in one batch).
+    """
+    import tensorflow as tf
+
+    spec = dataset.element_spec
+    if not isinstance(spec, tuple) or len(spec) != 2:
+        raise ValueError(
+            "Triggers cannot be mixed into these batches. Expected pairs of inputs and labels. "
+            f"Received: elements {spec}"
+        )
+    inputs = trigger_set.arrays if isinstance(trigger_set.inputs, Mapping) else trigger_set.inputs
+    targets = tf.nest.flatten(spec[1])
+    sizes = {each.shape[0] for each in tf.nest.flatten(spec)}
+    given = tf.nest.map_structure(lambda each: tuple(each.shape[1:]), spec[0])
+    fits = given == tf.nest.map_structure(lambda array: array.shape[1:], inputs) and all(
+        np.array_equal(array.astype(each.dtype.as_numpy_dtype), array)
+        or array.dtype.kind == each.dtype.as_numpy_dtype(0).dtype.kind
+        for array, each in zip(tf.nest.flatten(inputs), tf.nest.flatten(spec[0]), strict=True)
+    )
+    if not fits or len(targets) != 1 or tuple(targets[0].shape[1:]) not in ((), (1,), (trigger_set.num_classes,)):
+        shapes = {name: (array.shape[1:], str(array.dtype)) for name, array in trigger_set.arrays.items()}
+        raise ValueError(
+            "The triggers do not fit these batches. Expected inputs of the triggers' shape and type, and labels of "
+            f"{trigger_set.num_classes} classes. Received: elements {spec}, triggers {shapes}"
+        )
+    size = sizes.pop()
+    if (
+        sizes
+        or size is None
+        or not 1 <= num_triggers_per_batch <= trigger_set.num_examples
+        or size % num_triggers_per_batch
+    ):
+        raise ValueError(
+            "Triggers cannot be spaced evenly in these batches. Expected batches of fixed size (`drop_remainder=True`), and a number of "
+            f"triggers that divides it and does not exceed {trigger_set.num_examples}. "
+            f"Received: batches of {size}, num_triggers_per_batch={num_triggers_per_batch}"
+        )
+    labels: Any = trigger_set.labels
+    if targets[0].shape.rank == 2:
+        labels = labels[:, None] if targets[0].shape[1] == 1 else np.eye(trigger_set.num_classes)[labels]
+    pool = tf.nest.map_structure(
+        lambda array, each: tf.constant(array, each.dtype), (inputs, tf.nest.pack_sequence_as(spec[1], [labels])), spec
+    )
+
+    def spaced(batch: Any, chosen: Any) -> Any:
+        groups = tf.reshape(batch, (num_triggers_per_batch, size // num_triggers_per_batch, *batch.shape[1:]))
+        mixed = tf.concat([groups, chosen[:, None]], axis=1)
+        return tf.reshape(mixed, (size + num_triggers_per_batch, *batch.shape[1:]))
+
+    def mix(step: Any, batch: Any) -> Any:
+        rows = (
+            step * num_triggers_per_batch + tf.range(num_triggers_per_batch, dtype=step.dtype)
+        ) % trigger_set.num_examples
+        return tf.nest.map_structure(lambda each, array: spaced(each, tf.gather(array, rows)), batch, pool)
+
+    return dataset.enumerate().map(mix, num_parallel_calls=tf.data.AUTOTUNE)
+
+
 def check_num_classes(num_classes: int) -> None:
     """Refuses a number of classes among which no label is a secret.
 

@@ -4,9 +4,10 @@ import functools
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
-from deepsigns_tf.activations import class_means, named_layers
+from deepsigns_tf.activations import class_means, named_layers, num_replicas
 from deepsigns_tf.keras_internals import Functional, functional_init_arguments, get_keras_mask, in_symbolic_scope
 from deepsigns_tf.label_scope import BatchReading, LabelScope, current_label_scope, label_scope
 from deepsigns_tf.owner_key import Carrier, CarrierLayer, OwnerKey
@@ -66,6 +67,34 @@ def marked_layers(model: keras.Model, owner_key: OwnerKey) -> tuple[CarrierLayer
         CarrierLayer(regularizer.carrier.name, path, int(regularizer.num_units or 0))
         for path, regularizer in layers.items()
     )
+
+
+def trigger_rows(num_rows: int | None, num_triggers_per_batch: int) -> np.ndarray:
+    """Which rows of a batch are triggers, where `mix_triggers` has put them.
+
+    Args:
+        num_rows: Rows that this replica sees of the batch.
+        num_triggers_per_batch: Triggers in the whole batch.
+
+    Returns:
+        `(num_rows,)` booleans.
+
+    Raises:
+        ValueError: If the size of the batch is not fixed, or the replicas do not have equal shares of its triggers.
+
+    Example:
+
+    >>> trigger_rows(6, 2).tolist()
+    [False, False, True, False, False, True]
+    """
+    num_triggers, remainder = divmod(num_triggers_per_batch, num_replicas())
+    if not num_rows or remainder or not num_triggers or num_rows % num_triggers:
+        raise ValueError(
+            "The rows of the triggers cannot be told. Expected batches of fixed size as `mix_triggers` makes them, and as many triggers "
+            f"for every replica. Received: {num_rows} rows, num_triggers_per_batch={num_triggers_per_batch} on {num_replicas()} replicas"
+        )
+    spacing = num_rows // num_triggers
+    return np.asarray(np.arange(num_rows) % spacing == spacing - 1)
 
 
 class CarrierMetric(keras.metrics.Metric):
@@ -144,6 +173,10 @@ class WatermarkedModel(keras.Model):
 
     Class means take every labelled row alike: sample and class weights act on the task's loss only.
 
+    Attributes:
+        num_triggers_per_batch: Triggers that `mix_triggers` puts into each training batch; set it to the same number before
+            training, so that their rows carry no bits. 0 by default.
+
     Raises:
         ValueError: When it is built and a carrier's layer is too narrow for the bits or puts its channels first. When a
             step is traced and a carrier's regularizer did not fire exactly once, the layer puts out a masked sequence, or
@@ -166,6 +199,7 @@ class WatermarkedModel(keras.Model):
     """
 
     train_function: Any  # Keras sets it
+    num_triggers_per_batch: int = 0
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         if cls is WatermarkedModel and functional_init_arguments(args, kwargs):
@@ -242,6 +276,8 @@ class WatermarkedModel(keras.Model):
                 "`carrier_labels` returned labels of the wrong shape. Expected one label per row, shape (batch,). "
                 f"Received: shape {tuple(labels.shape)}"
             )
+        if training and self.num_triggers_per_batch:
+            labels = ops.where(trigger_rows(labels.shape[0], self.num_triggers_per_batch), -1, labels)
         with label_scope(
             LabelScope(ops.stop_gradient(ops.convert_to_tensor(labels)), training, self._carriers.centres)
         ) as scope:

@@ -1,10 +1,10 @@
-"""Pruning takes the smallest weights of every kernel, and nothing else."""
+"""Pruning takes the smallest weights of every kernel, shaking changes all of them, and nothing else."""
 
 import keras
 import numpy as np
 import pytest
 
-from deepsigns_tf import prune_weights
+from deepsigns_tf import prune_weights, shake_weights
 
 pytestmark = pytest.mark.any_backend
 
@@ -93,4 +93,39 @@ def test_share_out_of_range_is_refused(model, fraction):
         prune_weights(model, fraction)
     assert str(error.value) == (
         f"Invalid value for argument `fraction`. Expected a share in [0, 1]. Received: fraction={fraction!r}"
+    )
+
+
+# Noise
+
+
+@pytest.mark.parametrize("relative_std", [0.01, 0.5])
+def test_noise_is_a_share_of_each_kernels_spread(model, relative_std):
+    for before, after in zip(
+        model.get_weights(), shake_weights(model, relative_std, seed=0).get_weights(), strict=True
+    ):
+        if before.ndim < 2:
+            np.testing.assert_array_equal(after, before)
+        else:
+            assert after.dtype == before.dtype and (after != before).all()
+            assert (after - before).std() == pytest.approx(relative_std * before.std(), rel=0.4)
+
+
+def test_noise_follows_the_seed_and_leaves_the_model_as_it_is(model):
+    before = model.get_weights()
+    one, again, other = (shake_weights(model, 0.1, seed).get_weights() for seed in (0, 0, 1))
+    for kept, now, first, second, third in zip(before, model.get_weights(), one, again, other, strict=True):
+        np.testing.assert_array_equal(now, kept)
+        np.testing.assert_array_equal(first, second)
+        assert kept.ndim < 2 or (first != third).any()
+    for kept, same in zip(before, shake_weights(model, 0.0, seed=0).get_weights(), strict=True):
+        np.testing.assert_array_equal(same, kept)
+
+
+@pytest.mark.parametrize("relative_std", [-0.1, float("nan")])
+def test_a_negative_share_of_noise_is_refused(model, relative_std):
+    with pytest.raises(ValueError) as error:
+        shake_weights(model, relative_std, seed=0)
+    assert str(error.value) == (
+        f"Invalid value for argument `relative_std`. Expected a number >= 0. Received: relative_std={relative_std!r}"
     )
