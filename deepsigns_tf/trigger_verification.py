@@ -115,7 +115,7 @@ def verify_predictions(
 
     Source: DeepSigns, section 3.3.
     """
-    triggers = _triggers_of(owner_key)
+    triggers = triggers_of(owner_key)
     committed = check_commitment(owner_key, commitment)
     answers = class_numbers(predictions, triggers.num_examples, triggers.num_classes, kind)
     num_matches = int(np.count_nonzero(answers == triggers.labels))
@@ -130,7 +130,7 @@ def verify_predictions(
             f"{'at most ' if triggers.selection != 'none' else ''}Binomial({triggers.num_examples}, 1/{triggers.num_values}); "
             + ("no number of matches would pass" if errors is None else f"up to {errors} others would pass")
         )
-    return _verdict(owner_key, answers, log10_p, null, committed)
+    return _verdict(owner_key, answers, triggers.labels, log10_p, null, committed)
 
 
 def verify_predict_fn(
@@ -168,37 +168,62 @@ def verify_predict_fn(
     >>> verdict.headline, verdict.num_asked
     ('MARKED, if the key is older than the model', 21)
     """
-    triggers = _triggers_of(owner_key)
+    triggers = triggers_of(owner_key)
     if batch_size < 1:
         raise ValueError(
             f"Invalid value for argument `batch_size`. Expected an integer >= 1. Received: batch_size={batch_size!r}"
         )
-    if stop_early and triggers.label_rule == "shuffled":
-        raise ValueError(
-            "These triggers have no test that may be looked at early. Expected labels that are independent of each other, or "
-            "`stop_early=False`. Received: stop_early=True with label_rule='shuffled'"
-        )
     committed = check_commitment(owner_key, commitment)
-    log10_alpha = owner_key.decision.log10_alpha(committed)
     answers = np.empty(0, np.int64)
-    log10_p = 0.0
+    if stop_early:
+        # Refuses labels that have no such test before anything is asked.
+        sequential_verdict(answers, np.arange(0), owner_key, committed)
     for start in range(0, triggers.num_examples, batch_size):
         rows = slice(start, min(start + batch_size, triggers.num_examples))
         asked = {name: array[rows] for name, array in triggers.arrays.items()}
         predictions = predict_fn(asked if isinstance(triggers.inputs, Mapping) else asked[""])
         answers = np.append(answers, class_numbers(predictions, rows.stop - start, triggers.num_classes, kind))
         if stop_early:
-            matches = np.cumsum(answers == triggers.labels[: rows.stop])
-            evidence = (
-                sequential_log10_e_value(int(matches[i]), i + 1, triggers.num_values) for i in range(start, rows.stop)
-            )
-            log10_p = min(log10_p, -max(evidence))
-            if log10_p <= log10_alpha:
+            verdict = sequential_verdict(answers, np.arange(rows.stop), owner_key, committed)
+            if verdict.marked:
                 break
-    if not stop_early:
-        return verify_predictions(answers, owner_key, kind="labels", commitment=commitment)
+    return verdict if stop_early else verify_predictions(answers, owner_key, kind="labels", commitment=commitment)
+
+
+def sequential_verdict(
+    answers: np.ndarray, numbers: np.ndarray, owner_key: OwnerKey, committed: bool
+) -> TriggerVerdict:
+    """Judges answers to some of the triggers by a test that may be looked at after every answer, whatever the reason to stop.
+
+    Args:
+        answers: `(n,)` class numbers, in the order in which they were asked for, -1 for none.
+        numbers: `(n,)` which triggers were asked for; their order was fixed before the first answer.
+        owner_key: The claimant's key, with triggers.
+        committed: Whether an earlier commitment was checked.
+
+    Returns:
+        The verdict. Its p-value is one over the largest evidence seen after any answer (`statistics.sequential_log10_e_value`).
+
+    Raises:
+        ValueError: If the labels are shuffled: they are not independent.
+
+    Example:
+
+    >>> key = OwnerKey.generate("ACME Vision").with_triggers("noise", 100, num_classes=10, examples=np.random.rand(50, 8))
+    >>> sequential_verdict(key.triggers.labels[5:12], np.arange(5, 12), key, committed=True).headline
+    'MARKED'
+    """
+    triggers = triggers_of(owner_key)
+    if triggers.label_rule == "shuffled":
+        raise ValueError(
+            "These triggers have no test that may be looked at early. Expected labels that are independent of each other. "
+            "Received: triggers with label_rule='shuffled'"
+        )
+    labels = triggers.labels[numbers]
+    matches = np.cumsum(answers == labels)
+    evidence = [sequential_log10_e_value(int(m), n, triggers.num_values) for n, m in enumerate(matches, 1)]
     null = f"one in {triggers.num_values} each; the largest evidence seen after any answer counts (Ville's inequality)"
-    return _verdict(owner_key, answers, log10_p, null, committed)
+    return _verdict(owner_key, answers, labels, min(0.0, -max(evidence, default=0.0)), null, committed)
 
 
 def class_numbers(
@@ -259,7 +284,12 @@ def class_numbers(
     return np.asarray(column > (0.5 if kind == "probabilities" else 0.0), np.int64)
 
 
-def _triggers_of(owner_key: OwnerKey) -> TriggerSet:
+def triggers_of(owner_key: OwnerKey) -> TriggerSet:
+    """The triggers of a key.
+
+    Raises:
+        ValueError: If it has none.
+    """
     if owner_key.triggers is None:
         raise ValueError(
             "This key cannot recognize a model by its answers. Expected a key with triggers, made by `with_triggers` before training. "
@@ -268,8 +298,10 @@ def _triggers_of(owner_key: OwnerKey) -> TriggerSet:
     return owner_key.triggers
 
 
-def _verdict(owner_key: OwnerKey, answers: np.ndarray, log10_p: float, null: str, committed: bool) -> TriggerVerdict:
-    triggers = _triggers_of(owner_key)
+def _verdict(
+    owner_key: OwnerKey, answers: np.ndarray, labels: np.ndarray, log10_p: float, null: str, committed: bool
+) -> TriggerVerdict:
+    triggers = triggers_of(owner_key)
     log10_alpha = owner_key.decision.log10_alpha(committed)
     secret = "the order of the labels is" if triggers.label_rule == "shuffled" else "the labels are"
     return TriggerVerdict(
@@ -288,7 +320,7 @@ def _verdict(owner_key: OwnerKey, answers: np.ndarray, log10_p: float, null: str
         num_triggers=triggers.num_examples,
         num_asked=len(answers),
         num_answered=int(np.count_nonzero(answers != NO_ANSWER)),
-        num_matches=int(np.count_nonzero(answers == triggers.labels[: len(answers)])),
+        num_matches=int(np.count_nonzero(answers == labels)),
         num_classes=triggers.num_classes,
         null=null,
     )

@@ -211,7 +211,7 @@ def derive_inputs(
     return drawn if isinstance(examples, Mapping) else drawn[""]
 
 
-def mix_triggers(dataset: Any, trigger_set: TriggerSet, num_triggers_per_batch: int) -> Any:
+def mix_triggers(dataset: Any, trigger_set: TriggerSet, num_triggers_per_batch: int, first_step: int = 0) -> Any:
     """Puts triggers into every batch of a `tf.data` pipeline, one after the other and round again.
 
     They stand in fixed, evenly spaced rows, so that each replica of a `tf.distribute` strategy gets its share: in a batch of
@@ -223,6 +223,7 @@ def mix_triggers(dataset: Any, trigger_set: TriggerSet, num_triggers_per_batch: 
             `(B, 1)`, one-hot rows `(B, C)`, or a dict with one entry of these kinds.
         trigger_set: The triggers.
         num_triggers_per_batch: T, which divides B; at most K.
+        first_step: Number of the first batch, for a training that goes on with the triggers where it stopped.
 
     Returns:
         A `tf.data.Dataset` of batches of B + T rows, with static shapes and as many batches.
@@ -289,12 +290,11 @@ def mix_triggers(dataset: Any, trigger_set: TriggerSet, num_triggers_per_batch: 
         return tf.reshape(mixed, (size + num_triggers_per_batch, *batch.shape[1:]))
 
     def mix(step: Any, batch: Any) -> Any:
-        rows = (
-            step * num_triggers_per_batch + tf.range(num_triggers_per_batch, dtype=step.dtype)
-        ) % trigger_set.num_examples
+        first = step * num_triggers_per_batch
+        rows = (first + tf.range(num_triggers_per_batch, dtype=step.dtype)) % trigger_set.num_examples
         return tf.nest.map_structure(lambda each, array: spaced(each, tf.gather(array, rows)), batch, pool)
 
-    return dataset.enumerate().map(mix, num_parallel_calls=tf.data.AUTOTUNE)
+    return dataset.enumerate(first_step).map(mix, num_parallel_calls=tf.data.AUTOTUNE)
 
 
 def check_num_classes(num_classes: int) -> None:

@@ -23,10 +23,13 @@ OF_THE_MARK = {
     "fine_tune_epochs",
     "num_classes",
     "num_key_inputs_per_class",
+    "num_triggers",
+    "num_triggers_per_batch",
     "pooling",
     "projection",
     "strength",
     "subclasses",
+    "trigger_family",
 }
 
 

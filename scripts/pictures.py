@@ -15,6 +15,7 @@ from deepsigns_tf.files import write_atomically  # noqa: E402
 _STYLES = {"marked": {"color": "#0072b2", "linestyle": "-"}, "unmarked": {"color": "#d55e00", "linestyle": "--"}}
 
 _CARRIER_COLORS = ("#009e73", "#cc79a7", "#e69f00")
+_TRIGGERS_COLOR = "#000000"
 
 
 def training_picture(
@@ -45,9 +46,17 @@ def training_picture(
             errors.plot(epochs, marked[metric], label=f"{name}{named}", color=color, **style)
     loss.set(title="Training loss (marked: task and signature)", yscale="log")
     accuracy.set(title="Training accuracy (%)")
-    errors.set(title="Bit error rate", ylim=(-0.02, 0.55))
-    errors.axhline(0.5, color="grey", linewidth=0.8)
-    errors.annotate("unmarked: one half", (1, 0.5), xytext=(0, 3), textcoords="offset points", color="grey", fontsize=8)
+    if "trigger_accuracy" in marked:
+        missed = [1.0 - share for share in marked["trigger_accuracy"]]
+        errors.plot(epochs, missed, label="triggers", color=_TRIGGERS_COLOR, marker="s", markersize=3)
+    if carriers:
+        errors.set(title="Bit error rate", ylim=(-0.02, 0.55))
+        errors.axhline(0.5, color="grey", linewidth=0.8)
+        errors.annotate(
+            "unmarked: one half", (1, 0.5), xytext=(0, 3), textcoords="offset points", color="grey", fontsize=8
+        )
+    else:
+        errors.set(title="Triggers missed", ylim=(-0.02, 1.02))
     for axes in (loss, accuracy, errors):
         axes.set_xlabel("epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)

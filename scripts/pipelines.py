@@ -5,6 +5,8 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
+import deepsigns_tf as ds
+
 Augmentation = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 
@@ -17,6 +19,8 @@ def training_batches(
     augmentation: Augmentation | None = None,
     num_classes: int | None = None,
     share: tuple[int, int] = (0, 1),
+    triggers: ds.TriggerSet | None = None,
+    num_triggers_per_batch: int = 0,
 ) -> tuple[tf.data.Dataset, int]:
     """Shuffled batches of equal size, one epoch after the other.
 
@@ -29,22 +33,25 @@ def training_batches(
         augmentation: `(inputs, seed of shape (2,)) -> inputs`, on whole batches; none by default.
         num_classes: Gives the labels as one-hot rows of that many classes; as numbers by default.
         share: The part of each batch to give and the number of equal parts, for one of several workers; all of it by default.
+        triggers: What to mix into the batches, augmented as they are; nothing by default.
+        num_triggers_per_batch: So many of them are added to each batch.
 
     Returns:
         The batches, and how many make an epoch.
 
     Raises:
-        ValueError: If a batch is larger than the data.
+        ValueError: If a batch is larger than the data, or the triggers do not fit it.
     """
     part, num_parts = share
-    rows_of_share = slice(part * batch_size // num_parts, (part + 1) * batch_size // num_parts)
+    num_rows = batch_size + num_triggers_per_batch
+    rows_of_share = slice(part * num_rows // num_parts, (part + 1) * num_rows // num_parts)
     num_examples = len(x)
     if not 1 <= batch_size <= num_examples:
         raise ValueError(
             "The training set does not fill a batch. Expected 1 <= batch_size <= number of examples. "
             f"Received: batch_size={batch_size}, {num_examples} examples"
         )
-    inputs, labels = tf.constant(x), tf.constant(y)
+    inputs, labels, steps_per_epoch = tf.constant(x), tf.constant(y), num_examples // batch_size
 
     def rows_of_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
         epoch_seed = tf.stack([seed, epoch])
@@ -54,17 +61,24 @@ def training_batches(
             lambda step, rows: (tf.random.experimental.stateless_fold_in(epoch_seed, step), rows)
         )
 
-    def batch(batch_seed: tf.Tensor, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        batch_inputs, batch_labels = tf.gather(inputs, rows), tf.gather(labels, rows)
+    def examples(batch_seed: tf.Tensor, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        targets = tf.gather(labels, rows)
+        return tf.gather(inputs, rows), tf.one_hot(targets, num_classes) if num_classes else targets
+
+    def finished(batch_seed: tf.Tensor, batch: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+        batch_inputs, targets = batch
         if augmentation:
             # The whole batch: its random numbers must not depend on how many workers share it.
             batch_inputs = augmentation(batch_inputs, batch_seed)
-        targets = tf.one_hot(batch_labels, num_classes) if num_classes else batch_labels
         return batch_inputs[rows_of_share], targets[rows_of_share]
 
     seeds_and_rows = tf.data.Dataset.range(epochs.start, epochs.stop, output_type=tf.int32).flat_map(rows_of_epoch)
-    batches = seeds_and_rows.map(batch, num_parallel_calls=tf.data.AUTOTUNE)
-    return batches.prefetch(tf.data.AUTOTUNE), num_examples // batch_size
+    batches = seeds_and_rows.map(examples, num_parallel_calls=tf.data.AUTOTUNE)
+    if triggers is not None:
+        batches = ds.mix_triggers(batches, triggers, num_triggers_per_batch, epochs.start * steps_per_epoch)
+    seeds = seeds_and_rows.map(lambda batch_seed, rows: batch_seed)
+    batches = tf.data.Dataset.zip(seeds, batches).map(finished, num_parallel_calls=tf.data.AUTOTUNE)
+    return batches.prefetch(tf.data.AUTOTUNE), steps_per_epoch
 
 
 def crop_and_flip(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:

@@ -38,6 +38,7 @@ class Config(training.TrainingConfig):
     strength: float = redefined(training.TrainingConfig, "strength", 0.3)
     num_classes: int = redefined(training.TrainingConfig, "num_classes", 2)
     carriers: str = redefined(training.TrainingConfig, "carriers", "features:128,pooled:64")
+    trigger_family: str = redefined(training.TrainingConfig, "trigger_family", "tokens", ("tokens", "noise"))
     dataset: str = option(
         "imdb_reviews", "All labelled reviews by TFDS, or made-up ones.", choices=("imdb_reviews", "synthetic")
     )

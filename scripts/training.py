@@ -1,8 +1,8 @@
 """What the training programs share: train with and without a mark, release, and prove the mark with its controls.
 
 The folder of a run holds `owner.key` (secret), `commitment.txt` (to publish), `marked.keras` and `unmarked.keras` (plain
-models), `marked.csv` and `unmarked.csv` (one row an epoch), `tensorboard/`, `verdict.json`, `result.json` and `training.png`;
-`tokenizer.keras` too, where the network reads text.
+models), `marked.csv` and `unmarked.csv` (one row an epoch), `tensorboard/`, `result.json` and `training.png`; `verdict.json` where layers
+carry a mark, `trigger_verdict.json` where answers do; `tokenizer.keras` where the network reads text.
 """
 
 import contextlib
@@ -31,6 +31,9 @@ from scripts.pipelines import crop_and_flip, training_batches
 from scripts.precision import dtype_policy
 from scripts.records import circumstances, write_json
 from scripts.strategies import fit, in_step, is_chief, on_chief, strategy_named
+
+# Batches of task data that BatchNorm statistics are taken from.
+_STATISTICS_BATCHES = 50
 
 _JIT_COMPILE = {"auto": "auto", "on": True, "off": False}
 
@@ -68,7 +71,9 @@ class TrainingConfig:
         "How to spread the training over devices or processes.",
         choices=("none", "mirrored", "multi_worker", "tpu"),
     )
-    carriers: str = option("features:64", "Layers that carry the mark, and bits per class: layer:bits,layer:bits.")
+    carriers: str = option(
+        "features:64", "Layers that carry the mark, and bits per class: layer:bits,layer:bits. Empty: none."
+    )
     num_classes: int = option(10, "Carrier classes 0 .. num_classes - 1.", minimum=1)
     pooling: str = option(
         "mean", "How maps become features: their mean, or all pixels for themselves.", choices=("mean", "flatten")
@@ -83,6 +88,9 @@ class TrainingConfig:
         0, "Mark the trained unmarked model by that many epochs of fine-tuning; 0: from scratch.", minimum=0
     )
     num_key_inputs_per_class: int = option(64, "Key inputs of each carrier class.", minimum=1)
+    num_triggers: int = option(0, "Trigger inputs by whose answers the marked model is recognized; 0: none.", minimum=0)
+    trigger_family: str = option("noise", "Kind of trigger inputs.", choices=("noise", "blends", "low_density"))
+    num_triggers_per_batch: int = option(8, "Trigger inputs that are added to each batch.", minimum=1)
     unmarked_from: str | None = option(
         None, "Folder of a finished run with the same task, whose unmarked twin is taken.", shapes_result=False
     )
@@ -98,7 +106,8 @@ class Task:
         title: What pictures call it.
         data: What it learns.
         build: Makes the network from regularizers by layer name and a model class; an unmarked one without arguments.
-        carrier_layers: The layers that may carry a mark, by the names that `build` knows.
+        carrier_layers: The layers that may carry a mark, by the names that `build` knows; the last one shows where triggers of low
+            density are.
         carrier_labels: Derives the carriers' classes from `(inputs, labels)`, arrays or tensors; they are the labels by
             default.
     """
@@ -150,9 +159,6 @@ def run(config: TrainingConfig, load_task: Callable[[], Task]) -> dict[str, Any]
     if not is_chief(strategy):
         return {}
 
-    verdict = _verify_in_fresh_process(folder)
-    wrong_key = _new_key(config, task).with_layers(owner_key.layers)
-    controls = {"unmarked twin": ds.verify(unmarked, owner_key), "wrong key": ds.verify(marked, wrong_key)}
     histories = {name: folders.read_history(folder / f"{name}.csv") for name in ("marked", "unmarked")}
     result = {
         **circumstances(command_line(task.program, config)),
@@ -161,20 +167,36 @@ def run(config: TrainingConfig, load_task: Callable[[], Task]) -> dict[str, Any]
         "num_parameters": unmarked.count_params(),
         "commitment": owner_key.commitment(),
         "accuracy": {"marked": accuracy(marked, task.data), "unmarked": accuracy(unmarked, task.data)},
-        "bit_error_rate": {
+        "training_seconds": {name: round(sum(history["seconds"]), 1) for name, history in histories.items()},
+    }
+    wrong_key = _with_triggers(_new_key(config, task), config, task, unmarked).with_layers(owner_key.layers)
+    title = f"{task.title} on {task.data.name}"
+    if owner_key.carriers:
+        verdict = _verify_in_fresh_process(folder, "weights")
+        result["bit_error_rate"] = {
             "key inputs": verdict["bit_error_rate"],
             "held out": _held_out_verdict(marked, owner_key, task).bit_error_rate,
             "last epoch": {
                 carrier.name: histories["marked"][f"{carrier.name}_bit_error_rate"][-1]
                 for carrier in owner_key.carriers
             },
-        },
-        "verdict": verdict,
-        "controls": {name: control.to_dict() for name, control in controls.items()},
-        "training_seconds": {name: round(sum(history["seconds"]), 1) for name, history in histories.items()},
-    }
+        }
+        result["verdict"] = verdict
+        controls = {"unmarked twin": ds.verify(unmarked, owner_key), "wrong key": ds.verify(marked, wrong_key)}
+        result["controls"] = {name: control.to_dict() for name, control in controls.items()}
+        title += f", {owner_key.num_bits} bits"
+    if owner_key.triggers is not None:
+        controls = {
+            "unmarked twin": answers_verdict(unmarked, owner_key),
+            "wrong key": answers_verdict(marked, wrong_key),
+        }
+        result["triggers"] = {
+            "verdict": _verify_in_fresh_process(folder, "answers"),
+            "controls": {name: control.to_dict() for name, control in controls.items()},
+            "batch_norm": json.loads((folder / "batch_norm.json").read_text()),
+        }
+        title += f", {owner_key.triggers.num_examples} triggers"
     write_json(folder / "result.json", result)
-    title = f"{task.title} on {task.data.name}, {owner_key.num_bits} bits"
     training_picture(histories, [carrier.name for carrier in owner_key.carriers], title, folder / "training.png")
     print(_table(result, folder))
     return result
@@ -196,9 +218,28 @@ def _fresh_start(config: TrainingConfig) -> Iterator[None]:
 
 
 def _new_key(config: TrainingConfig, task: Task) -> ds.OwnerKey:
+    """A key as it is committed to before anything is trained: triggers that are made from a trained model come later."""
     key = ds.OwnerKey.generate(f"deepsigns_tf example, {task.data.name}", carriers(config, task.carrier_layers))
-    pool = task.key_inputs(task.data.x_train, task.data.y_train)
-    return key.with_key_inputs(pool.inputs, pool.labels, config.num_key_inputs_per_class)
+    if key.carriers:
+        pool = task.key_inputs(task.data.x_train, task.data.y_train)
+        key = key.with_key_inputs(pool.inputs, pool.labels, config.num_key_inputs_per_class)
+    return key if config.trigger_family == "low_density" else _with_triggers(key, config, task)
+
+
+def _with_triggers(
+    key: ds.OwnerKey, config: TrainingConfig, task: Task, trained: keras.Model | None = None
+) -> ds.OwnerKey:
+    """The key with the triggers that the flags ask for, if any."""
+    if not config.num_triggers or key.triggers is not None:
+        return key
+    where = {"model": trained, "layer": task.carrier_layers[-1]} if config.trigger_family == "low_density" else {}
+    return key.with_triggers(
+        config.trigger_family,  # type: ignore[arg-type]
+        config.num_triggers,
+        task.data.num_classes,
+        task.data.x_train,
+        **where,
+    )
 
 
 def carriers(config: TrainingConfig, layers: Sequence[str]) -> list[ds.Carrier]:
@@ -212,7 +253,7 @@ def carriers(config: TrainingConfig, layers: Sequence[str]) -> list[ds.Carrier]:
         ValueError: If the flag is malformed or names another layer.
     """
     found = []
-    for each in config.carriers.split(","):
+    for each in config.carriers.split(",") if config.carriers else ():
         layer, _, bits = each.partition(":")
         if layer not in layers or not bits.isdecimal():
             raise ValueError(
@@ -226,19 +267,36 @@ def carriers(config: TrainingConfig, layers: Sequence[str]) -> list[ds.Carrier]:
 
 
 def _check_batches(config: TrainingConfig, task: Task, key: ds.OwnerKey) -> None:
-    batches_of(config, task.data, range(config.epochs))()
+    if not key.carriers and not config.num_triggers:
+        raise ValueError(
+            "There is nothing to mark. Expected layers in the flag `carriers`, or `num_triggers` above 0. "
+            f"Received: carriers={config.carriers!r}, num_triggers={config.num_triggers}"
+        )
+    batches_of(config, task.data, range(config.epochs), key.triggers)()
     labels = task.key_inputs(task.data.x_train, task.data.y_train).labels
     share = float(np.isin(labels, key.classes).mean())
-    if share * config.batch_size < 1.0:
+    if key.carriers and share * config.batch_size < 1.0:
         raise ValueError(
             "The batches are too small for the mark. Expected an example of a carrier class in a batch on average. "
             f"Received: batch_size={config.batch_size}, while {100 * share:.2g} % of the examples are of these classes"
         )
     num_replicas = strategy_named(config.strategy).num_replicas_in_sync
-    if config.batch_size % num_replicas:
+    shared = {"batch_size": config.batch_size}
+    if config.num_triggers:
+        shared["num_triggers_per_batch"] = config.num_triggers_per_batch
+    for name, number in shared.items():
+        if number % num_replicas:
+            raise ValueError(
+                "The replicas cannot share a batch evenly. Expected a multiple of their number. "
+                f"Received: {name}={number}, {num_replicas} replicas"
+            )
+    if config.num_triggers and (
+        config.batch_size % config.num_triggers_per_batch or config.num_triggers_per_batch > config.num_triggers
+    ):
+        # For triggers that are made later; the others have been mixed into batches above.
         raise ValueError(
-            "The replicas cannot share a batch evenly. Expected a multiple of their number. "
-            f"Received: batch_size={config.batch_size}, {num_replicas} replicas"
+            "Triggers cannot be spaced evenly in a batch. Expected a number that divides its size, of triggers that there are. Received: "
+            f"num_triggers_per_batch={config.num_triggers_per_batch}, num_triggers={config.num_triggers}, batch_size={config.batch_size}"
         )
     if config.jit_compile == "on" and config.strategy != "none":
         raise ValueError(
@@ -265,9 +323,7 @@ def _unmarked(folder: pathlib.Path, config: TrainingConfig, task: Task) -> keras
         with _fresh_start(config), strategy.scope():
             model = task.build()
         _fit(model, folder, "unmarked", config, task.data, config.epochs, config.learning_rate, [])
-        with _fresh_start(config):
-            twin = task.build()
-        twin.set_weights(model.get_weights())
+        twin = _plain_copy(model, config, task)
         on_chief(strategy, lambda: folders.save_model(twin, path))
     return keras.models.load_model(path)
 
@@ -277,6 +333,9 @@ def _marked(
 ) -> tuple[keras.Model, ds.OwnerKey]:
     path = folder / "marked.keras"
     strategy = strategy_named(config.strategy)
+    if config.num_triggers and owner_key.triggers is None:
+        on_chief(strategy, lambda: _begin_with_triggers(folder, config, task, owner_key, unmarked))
+        owner_key = ds.OwnerKey.load(folder / "owner.key")
     if not path.exists():
         with _fresh_start(config), strategy.scope():
             model = _marked_model(config, task, owner_key)
@@ -285,16 +344,59 @@ def _marked(
             for layer in unmarked.layers:
                 model.get_layer(layer.name).set_weights(layer.get_weights())
             epochs, learning_rate = config.fine_tune_epochs, 0.1 * config.learning_rate
-        _fit(model, folder, "marked", config, task.data, epochs, learning_rate, [ds.SignatureLogger(owner_key)])
+        callbacks: list[keras.callbacks.Callback] = [ds.SignatureLogger(owner_key)] if owner_key.carriers else []
+        callbacks += [ds.TriggerLogger(owner_key)] if owner_key.triggers is not None else []
+        _fit(model, folder, "marked", config, task.data, epochs, learning_rate, callbacks, owner_key.triggers)
 
         def release() -> None:
-            plain, released_key = ds.release(model, owner_key, task.build if task.carrier_labels else None)
+            released_key = owner_key
+            if owner_key.carriers:
+                plain, released_key = ds.release(model, owner_key, task.build if task.carrier_labels else None)
+            else:
+                plain = _plain_copy(model, config, task)
+            if owner_key.triggers is not None:
+                _take_statistics_anew(plain, folder, config, task, owner_key)
             # The key first: a released model whose key does not know its layers could not be resumed from.
             released_key.save(folder / "owner.key")
             folders.save_model(plain, path)
 
         on_chief(strategy, release)
     return keras.models.load_model(path), ds.OwnerKey.load(folder / "owner.key")
+
+
+def _begin_with_triggers(
+    folder: pathlib.Path, config: TrainingConfig, task: Task, owner_key: ds.OwnerKey, unmarked: keras.Model
+) -> None:
+    """Adds the triggers that a trained model was needed for, and commits anew, before any model sees them."""
+    owner_key = _with_triggers(owner_key, config, task, unmarked)
+    owner_key.save(folder / "owner.key")
+    folders.keep_key(folder, owner_key)
+    print(f"Commitment with triggers, to publish before they are trained: {owner_key.commitment()}", flush=True)
+
+
+def _take_statistics_anew(
+    plain: keras.Model, folder: pathlib.Path, config: TrainingConfig, task: Task, owner_key: ds.OwnerKey
+) -> None:
+    """BatchNorm statistics of task data alone; leaves what that changed in `batch_norm.json`."""
+
+    def measured() -> dict[str, float]:
+        return {"accuracy": accuracy(plain, task.data), "num_matches": answers_verdict(plain, owner_key).num_matches}
+
+    before = measured()
+    batches, steps_per_epoch = batches_of(config, task.data, range(1))()
+    num_layers = ds.reestimate_batch_norm(
+        plain, (x for x, _ in batches.take(min(_STATISTICS_BATCHES, steps_per_epoch)))
+    )
+    changed = {"with triggers": before, "of task data": measured()} if num_layers else {}
+    write_json(folder / "batch_norm.json", {"num_layers": num_layers} | changed)
+
+
+def _plain_copy(model: keras.Model, config: TrainingConfig, task: Task) -> keras.Model:
+    """The network of a trained model, as one that was never compiled, and of no strategy."""
+    with _fresh_start(config):
+        plain = task.build()
+    plain.set_weights(model.get_weights())
+    return plain
 
 
 def regularizers(config: TrainingConfig, owner_key: ds.OwnerKey) -> dict[str, ds.SignatureRegularizer]:
@@ -312,16 +414,19 @@ def regularizers(config: TrainingConfig, owner_key: ds.OwnerKey) -> dict[str, ds
 
 
 def _marked_model(config: TrainingConfig, task: Task, owner_key: ds.OwnerKey) -> keras.Model:
-    marks = regularizers(config, owner_key)
-    derive = task.carrier_labels
-    if derive is None:
-        return task.build(marks, ds.WatermarkedModel)
+    if not owner_key.carriers:
+        return task.build()
+    derive, model_class = task.carrier_labels, ds.WatermarkedModel
+    if derive is not None:
 
-    class DerivedClasses(ds.WatermarkedModel):
-        def carrier_labels(self, x: Any, y: Any) -> Any:
-            return derive(x, super().carrier_labels(x, y))
+        class DerivedClasses(ds.WatermarkedModel):
+            def carrier_labels(self, x: Any, y: Any) -> Any:
+                return derive(x, super().carrier_labels(x, y))
 
-    return task.build(marks, DerivedClasses)
+        model_class = DerivedClasses
+    model = task.build(regularizers(config, owner_key), model_class)
+    model.num_triggers_per_batch = config.num_triggers_per_batch if config.num_triggers else 0
+    return model
 
 
 def _fit(
@@ -333,6 +438,7 @@ def _fit(
     epochs: int,
     learning_rate: float,
     callbacks: list[keras.callbacks.Callback],
+    triggers: ds.TriggerSet | None = None,
 ) -> None:
     print(f"\nTraining the {name} model on {data.name}", flush=True)
     steps_per_epoch = len(data.x_train) // config.batch_size
@@ -348,7 +454,7 @@ def _fit(
     with strategy.scope():
         compile_classifier(model, schedule, config)
         first_epoch = checkpoint.restore(model)
-    batches = batches_of(config, data, range(first_epoch, epochs))
+    batches = batches_of(config, data, range(first_epoch, epochs), triggers)
     settings: dict[str, Any] = {"epochs": epochs, "initial_epoch": first_epoch, "steps_per_epoch": steps_per_epoch}
     if is_chief(strategy):
         board = keras.callbacks.TensorBoard(folder / "tensorboard" / name, write_graph=False)
@@ -357,20 +463,23 @@ def _fit(
             "verbose": "auto" if sys.stdout.isatty() else 2,
         }
     if first_epoch < epochs and config.strategy == "multi_worker":
-        fit(model, batches, config.batch_size, **settings)
+        fit(model, batches, config.batch_size + (config.num_triggers_per_batch if triggers else 0), **settings)
     elif first_epoch < epochs:
         model.fit(batches()[0], shuffle=False, **settings)  # The batches are shuffled.
     if is_chief(strategy):
         folders.write_history(folder / f"{name}.csv", checkpoint.history)
 
 
-def batches_of(config: TrainingConfig, data: Dataset, epochs: range) -> Callable[..., tuple[tf.data.Dataset, int]]:
+def batches_of(
+    config: TrainingConfig, data: Dataset, epochs: range, triggers: ds.TriggerSet | None = None
+) -> Callable[..., tuple[tf.data.Dataset, int]]:
     """What makes the batches of a training; it takes the share of them that is wanted.
 
     Args:
         config: Batch size, seed, augmentation, label smoothing.
         data: What is learned.
         epochs: The epochs to go through.
+        triggers: What to mix into them; nothing by default.
 
     Returns:
         `training_batches` with all arguments but `share`.
@@ -384,6 +493,8 @@ def batches_of(config: TrainingConfig, data: Dataset, epochs: range) -> Callable
         epochs,
         crop_and_flip if config.augment else None,
         data.num_classes if config.label_smoothing else None,
+        triggers=triggers,
+        num_triggers_per_batch=config.num_triggers_per_batch if triggers is not None else 0,
     )
 
 
@@ -407,11 +518,11 @@ def compile_classifier(model: keras.Model, learning_rate: Any, config: TrainingC
     )
 
 
-def _verify_in_fresh_process(folder: pathlib.Path) -> dict[str, Any]:
+def _verify_in_fresh_process(folder: pathlib.Path, by: str) -> dict[str, Any]:
     folder = folder.resolve()
-    path = folder / "verdict.json"
+    path = folder / {"weights": "verdict.json", "answers": "trigger_verdict.json"}[by]
     path.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "scripts.verify"]
+    command = [sys.executable, "-m", "scripts.verify", f"--by={by}"]
     command += [f"--model={folder / 'marked.keras'}", f"--owner_key={folder / 'owner.key'}", f"--verdict={path}"]
     print("\nVerification of the released file in a fresh process", flush=True)
     # On the CPU: this process holds the GPU's memory.
@@ -419,7 +530,7 @@ def _verify_in_fresh_process(folder: pathlib.Path) -> dict[str, Any]:
     status = subprocess.run(command, check=False, cwd=pathlib.Path(__file__).parent.parent, env=environment).returncode
     if not path.exists():
         raise RuntimeError(
-            "The verification of the released file gave no verdict. Expected `scripts.verify` to write verdict.json. "
+            f"The verification of the released file gave no verdict. Expected `scripts.verify` to write {path.name}. "
             f"Received: exit status {status}"
         )
     return dict(json.loads(path.read_text()))
@@ -431,6 +542,13 @@ def _held_out_verdict(marked: keras.Model, owner_key: ds.OwnerKey, task: Task) -
     return ds.verify(marked, dataclasses.replace(owner_key, key_inputs=held_out))
 
 
+def answers_verdict(model: keras.Model, owner_key: ds.OwnerKey, commitment: str | None = None) -> ds.TriggerVerdict:
+    """What a model's answers to the key's triggers say."""
+    return ds.verify_predict_fn(
+        lambda inputs: model.predict(inputs, verbose=0), owner_key, commitment=commitment, batch_size=1000
+    )
+
+
 def accuracy(model: keras.Model, data: Dataset) -> float:
     """Share of the test inputs that a model of logits answers rightly."""
     answers = model.predict(data.x_test, batch_size=1000, verbose=0).argmax(axis=1)
@@ -438,23 +556,31 @@ def accuracy(model: keras.Model, data: Dataset) -> float:
 
 
 def _table(result: dict[str, Any], folder: pathlib.Path) -> str:
-    rows = [
-        ("marked model, owner's key", "marked", result["verdict"]),
-        ("unmarked twin, owner's key", "unmarked", result["controls"]["unmarked twin"]),
-        ("marked model, wrong key", "marked", result["controls"]["wrong key"]),
-    ]
-    lines = ["", f"{'':28}{'accuracy':>10}{'bit error rate':>16}{'log10 p':>10}{'training':>10}  verdict"]
-    for name, model, verdict in rows:
-        lines.append(
-            f"{name:28}{100 * result['accuracy'][model]:9.2f}%{verdict['bit_error_rate']:16.4f}"
-            f"{verdict['log10_p_value']:10.1f}{result['training_seconds'][model]:8.0f} s  "
-            f"{'marked' if verdict['marked'] else 'not marked'}"
-        )
+    lines = []
+    found = {"bit error rate": result, "answers": result.get("triggers", {})}
+    for what, marks in found.items():
+        if "verdict" not in marks:
+            continue
+        lines += ["", f"{'':28}{'accuracy':>10}{what:>16}{'log10 p':>10}{'training':>10}  verdict"]
+        for name, model, verdict in (
+            ("marked model, owner's key", "marked", marks["verdict"]),
+            ("unmarked twin, owner's key", "unmarked", marks["controls"]["unmarked twin"]),
+            ("marked model, wrong key", "marked", marks["controls"]["wrong key"]),
+        ):
+            shown = "{bit_error_rate:.4f}" if what == "bit error rate" else "{num_matches} of {num_asked}"
+            lines.append(
+                f"{name:28}{100 * result['accuracy'][model]:9.2f}%{shown.format(**verdict):>16}"
+                f"{verdict['log10_p_value']:10.1f}{result['training_seconds'][model]:8.0f} s  "
+                f"{'marked' if verdict['marked'] else 'not marked'}"
+            )
     python = pathlib.Path(sys.executable)
     shown = python.relative_to(pathlib.Path.cwd()) if python.is_relative_to(pathlib.Path.cwd()) else python
+    held_out = (
+        f"Bit error rate on held-out inputs {result['bit_error_rate']['held out']:.4f}. " if "verdict" in result else ""
+    )
     lines += [
         "",
-        f"Bit error rate on held-out inputs {result['bit_error_rate']['held out']:.4f}. Picture: {folder / 'training.png'}",
+        f"{held_out}Picture: {folder / 'training.png'}",
         "Next: keep owner.key secret, have commitment.txt dated before you train, and check any model with",
         f"  {shown} -m scripts.verify --model={folder / 'marked.keras'} --owner_key={folder / 'owner.key'}",
     ]

@@ -1,6 +1,7 @@
 """Says whether a model file carries an owner's mark.
 
     python -m scripts.verify --model=runs/mnist/marked.keras --owner_key=runs/mnist/owner.key
+    python -m scripts.verify --model=runs/mnist/marked.keras --owner_key=runs/mnist/owner.key --by=answers
 
 Exit status: 0 marked, 1 not marked, 2 everything else (bad flags, unreadable files, no reading, a crash). Python itself ends with
 1 where it cannot even start the program: a "not marked" counts with the words NOT MARKED on standard output.
@@ -24,6 +25,16 @@ class Config:
 
     model: str = option(dataclasses.MISSING, "The suspect, a `.keras` file that you trust enough to load.")
     owner_key: str = option(dataclasses.MISSING, "The claimant's key, as written after the release.")
+    by: str | None = option(
+        None,
+        "By what: the model's weights, or its answers to the key's triggers; the weights if the key can read them.",
+        choices=("weights", "answers"),
+    )
+    kind: str | None = option(
+        None,
+        "What its answers are, where one number stands for two classes.",
+        choices=("labels", "probabilities", "logits"),
+    )
     commitment: str | None = option(
         None, "The commitment that the claimant published before training, from a dated source of your own."
     )
@@ -50,7 +61,18 @@ def run(config: Config) -> int:
 
     owner_key = ds.OwnerKey.load(config.owner_key)
     model = keras.models.load_model(config.model, compile=False, safe_mode=True)
-    verdict = ds.verify(model, owner_key, commitment=config.commitment)
+    by = config.by or ("weights" if owner_key.carriers or owner_key.triggers is None else "answers")
+    verdict: ds.Verdict | ds.TriggerVerdict
+    if by == "weights":
+        verdict = ds.verify(model, owner_key, commitment=config.commitment)
+    else:
+        verdict = ds.verify_predict_fn(
+            lambda inputs: model.predict(inputs, verbose=0),
+            owner_key,
+            kind=config.kind,  # type: ignore[arg-type]
+            commitment=config.commitment,
+            batch_size=1000,
+        )
     if config.verdict:
         # Before it is printed: a verdict that could not be written as asked ends with status 2 and says nothing else.
         write_json(pathlib.Path(config.verdict), verdict.to_dict())

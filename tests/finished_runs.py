@@ -4,16 +4,19 @@ import keras
 
 import deepsigns_tf as ds
 
-# The files in its folder; where it learnt text, the tokenizer too.
+# The files in its folder where layers carry the mark; where it learnt text, the tokenizer too.
 FILES = {"commitment.txt", "config.json", "marked.csv", "marked.keras", "owner.key", "result.json", "tensorboard"}
 FILES |= {"training.png", "unmarked.csv", "unmarked.keras", "verdict.json"}
+# Where answers carry one.
+TRIGGER_FILES = {"batch_norm.json", "trigger_verdict.json"}
 
 
-def verified_here(folder):
+def verified_here(folder, by="weights"):
     """Takes the place of the verification in a fresh process, and spares the seconds that one needs to start."""
     from scripts.records import write_json
+    from scripts.training import answers_verdict
 
     model, key = keras.models.load_model(folder / "marked.keras"), ds.OwnerKey.load(folder / "owner.key")
-    verdict = ds.verify(model, key).to_dict()
-    write_json(folder / "verdict.json", verdict)
+    verdict = (ds.verify if by == "weights" else answers_verdict)(model, key).to_dict()
+    write_json(folder / ("verdict.json" if by == "weights" else "trigger_verdict.json"), verdict)
     return verdict

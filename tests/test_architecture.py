@@ -22,6 +22,7 @@ ROWS = [
     {"watermarked_model", "candidates"},
     {"verification"},
     {"release", "callbacks", "trigger_verification"},
+    {"questioning"},
     {"__init__"},
 ]
 ROW_OF = {module: row for row, modules in enumerate(ROWS) for module in modules}

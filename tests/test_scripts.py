@@ -325,7 +325,7 @@ def test_bad_settings_are_told_before_anything_is_written_or_trained(train, quic
 
 @pytest.mark.parametrize(
     "carriers",
-    ["logits:64", "features", "features:", ":64", "features:many", "features:-1", "features:6.4", "features:64:64", ""]
+    ["logits:64", "features", "features:", ":64", "features:many", "features:-1", "features:6.4", "features:64:64"]
     + ["features:64,", "features:64;hidden:64", "features:64, hidden:64", "hidden:64,pixels:64"],
 )
 def test_carriers_that_no_layer_carries_are_told_with_those_that_may(train, quick, begun, tmp_path, carriers):

@@ -1,0 +1,188 @@
+"""Questions to a model that can only be asked: which, in what order, and what was answered so far.
+
+The order follows from the owner's seed. Decoys among the triggers hide which answers are wanted. Every answer is kept in a file,
+so that an interrupted questioning goes on, and the test is one that may be looked at after every answer: it does not matter
+when, or why, the questions end.
+"""
+
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from deepsigns_tf.activations import Inputs
+from deepsigns_tf.derivation import derive_permutations
+from deepsigns_tf.examples import as_inputs
+from deepsigns_tf.files import write_atomically
+from deepsigns_tf.owner_key import SCHEME_VERSION, OwnerKey
+from deepsigns_tf.trigger_verification import (
+    PredictionKind,
+    TriggerVerdict,
+    class_numbers,
+    sequential_verdict,
+    triggers_of,
+)
+from deepsigns_tf.verification import check_commitment
+
+_FORMAT_VERSION = 1
+
+
+class Questioning:
+    """Asks a model for the triggers of a key, hidden among decoys, and keeps what it answers.
+
+    Args:
+        owner_key: The claimant's key, with triggers whose labels are uniform.
+        answers_file: Where to keep the answers, readable by the owner alone: it shows which questions are triggers. An existing file of the
+            same questioning is gone on with. None: keep them in memory.
+        decoys: Inputs of the same shape and type to hide the triggers among, task inputs for instance; none by default.
+        commitment: The commitment that the claimant published before training, as in `verify`.
+
+    Raises:
+        ValueError: If the key has no triggers, or shuffled ones, the decoys do not fit, the commitment is not this key's, or the file
+            holds the answers of another questioning.
+
+    Example:
+
+    >>> key = OwnerKey.generate("ACME Vision").with_triggers("noise", 100, num_classes=10, examples=np.random.rand(50, 8))
+    >>> questioning = Questioning(key, decoys=np.random.rand(50, 8))
+    >>> verdict = questioning.run(lambda inputs: np.zeros(len(inputs), int), batch_size=10, max_queries=30)
+    >>> questioning.num_queries, verdict.headline
+    (30, 'NOT MARKED')
+    """
+
+    def __init__(
+        self,
+        owner_key: OwnerKey,
+        answers_file: str | os.PathLike[str] | None = None,
+        decoys: Inputs | None = None,
+        commitment: str | None = None,
+    ) -> None:
+        self._owner_key = owner_key
+        self._triggers = triggers_of(owner_key)
+        self._committed = check_commitment(owner_key, commitment)
+        self._inputs = _with_decoys(self._triggers.arrays, decoys)
+        num_questions = len(next(iter(self._inputs.values())))
+        domain = ("questions", owner_key.owner, SCHEME_VERSION, num_questions)
+        self._order = derive_permutations(owner_key.seed, domain, 1, num_questions)[0]
+        self._path = None if answers_file is None else pathlib.Path(answers_file)
+        self._identity = {
+            "format_version": _FORMAT_VERSION,
+            "fingerprint": owner_key.fingerprint,
+            "triggers": self._triggers.digest(),
+            "num_questions": num_questions,
+        }
+        self._answers = self._kept()
+        # Refuses labels that have no test of this kind.
+        self.verdict()
+
+    @property
+    def num_questions(self) -> int:
+        """Triggers and decoys."""
+        return len(self._order)
+
+    @property
+    def num_queries(self) -> int:
+        """Questions that were answered, decoys included."""
+        return len(self._answers)
+
+    def run(
+        self,
+        predict_fn: Callable[[Inputs], Any],
+        *,
+        kind: PredictionKind | None = None,
+        batch_size: int = 1,
+        max_queries: int | None = None,
+    ) -> TriggerVerdict:
+        """Asks until the claim is proved, all was asked, or no more may be asked.
+
+        Args:
+            predict_fn: From inputs `(n, ...)`, an array or dict of arrays, to answers in a form of `verify_predictions`.
+            kind: What the answers are, as in `verify_predictions`.
+            batch_size: Questions at a time, >= 1.
+            max_queries: Questions in all, those of earlier runs included; None: no limit.
+
+        Returns:
+            The verdict.
+
+        Raises:
+            ValueError: If an answer is no answer. What was answered before is kept.
+        """
+        for _ in self.steps(predict_fn, kind=kind, batch_size=batch_size, max_queries=max_queries):
+            pass
+        return self.verdict()
+
+    def steps(
+        self,
+        predict_fn: Callable[[Inputs], Any],
+        *,
+        kind: PredictionKind | None = None,
+        batch_size: int = 1,
+        max_queries: int | None = None,
+    ) -> Iterator[int]:
+        """As `run`, batch by batch, for whoever shows progress.
+
+        Yields:
+            The number of questions that were answered so far.
+        """
+        if batch_size < 1:
+            raise ValueError(
+                f"Invalid value for argument `batch_size`. Expected an integer >= 1. Received: batch_size={batch_size!r}"
+            )
+        limit = self.num_questions if max_queries is None else min(max_queries, self.num_questions)
+        while self.num_queries < limit and not self.verdict().marked:
+            rows = self._order[self.num_queries : min(self.num_queries + batch_size, limit)]
+            asked = {name: array[rows] for name, array in self._inputs.items()}
+            predictions = predict_fn(asked if isinstance(self._triggers.inputs, Mapping) else asked[""])
+            answers = class_numbers(predictions, len(rows), self._triggers.num_classes, kind)
+            self._answers += answers.tolist()
+            self._keep()
+            yield self.num_queries
+
+    def verdict(self) -> TriggerVerdict:
+        """What the answers so far say."""
+        asked = self._order[: self.num_queries]
+        of_triggers = asked < self._triggers.num_examples
+        answers = np.array(self._answers, np.int64)[of_triggers]
+        return sequential_verdict(answers, asked[of_triggers], self._owner_key, self._committed)
+
+    def _kept(self) -> list[int]:
+        if self._path is None or not self._path.exists():
+            return []
+        try:
+            record = json.loads(self._path.read_text())
+            identity, answers = record["questioning"], [int(answer) for answer in record["answers"]]
+            fits = all(-1 <= answer < self._triggers.num_classes for answer in answers) and len(answers) <= len(
+                self._order
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            identity, fits = f"unreadable ({type(error).__name__})", False
+        if identity != self._identity or not fits:
+            raise ValueError(
+                "This file does not hold the answers of this questioning. Expected the file that it was begun with, the same key and as "
+                f"many decoys, or no file. Received: {self._path}"
+            )
+        return answers
+
+    def _keep(self) -> None:
+        if self._path is not None:
+            record = {"questioning": self._identity, "answers": self._answers}
+            write_atomically(self._path, json.dumps(record).encode() + b"\n", mode=0o600)
+
+
+def _with_decoys(triggers: dict[str, np.ndarray], decoys: Inputs | None) -> dict[str, np.ndarray]:
+    if decoys is None:
+        return triggers
+    given = as_inputs(decoys, "decoys")
+    arrays = dict(given) if isinstance(given, Mapping) else {"": given}
+    if {name: (array.shape[1:], array.dtype) for name, array in arrays.items()} != {
+        name: (array.shape[1:], array.dtype) for name, array in triggers.items()
+    }:
+        raise ValueError(
+            "The decoys would be told from the triggers. Expected inputs of the triggers' shape and type, "
+            f"{ {name: (array.shape[1:], str(array.dtype)) for name, array in triggers.items()} }. "
+            f"Received: { {name: (array.shape[1:], str(array.dtype)) for name, array in arrays.items()} }"
+        )
+    return {name: np.concatenate([array, arrays[name]]) for name, array in triggers.items()}

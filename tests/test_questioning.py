@@ -1,0 +1,168 @@
+"""Questions to a model that can only be asked: in a secret order, among decoys, and never twice."""
+
+import json
+import os
+import stat
+
+import numpy as np
+import pytest
+
+import deepsigns_tf as ds
+from deepsigns_tf.questioning import Questioning
+
+pytestmark = pytest.mark.any_backend
+
+EXAMPLES = np.arange(12.0, dtype=np.float32).reshape(4, 3)
+DECOYS = np.random.default_rng(0).random((150, 3)).astype(np.float32)
+
+
+def key_of(seed=0, num_triggers=50, **options):
+    key = ds.OwnerKey("ACME Vision", (), ds.DecisionRule(), seed.to_bytes(32, "big"))
+    return key.with_triggers("noise", num_triggers, 10, EXAMPLES, **options)
+
+
+KEY = key_of()
+
+
+class Suspect:
+    """Answers triggers with their labels and all else with class 0; remembers what it was asked."""
+
+    def __init__(self, key=KEY, knows=True):
+        self.labels = dict(zip(map(bytes, key.triggers.inputs), key.triggers.labels, strict=True)) if knows else {}
+        self.asked = []
+
+    def __call__(self, inputs):
+        self.asked += map(bytes, inputs)
+        return np.array([self.labels.get(bytes(row), 0) for row in inputs])
+
+
+def test_questions_end_when_the_claim_is_proved():
+    suspect = Suspect()
+    verdict = Questioning(KEY, commitment=KEY.commitment()).run(suspect)
+    assert verdict.marked and verdict.num_asked == len(suspect.asked) == 7
+
+
+def test_an_innocent_model_is_asked_for_all_and_not_proved():
+    suspect = Suspect(knows=False)
+    questioning = Questioning(KEY, decoys=DECOYS)
+    verdict = questioning.run(suspect, batch_size=16)
+    assert (
+        not verdict.marked and verdict.num_asked == 50 and questioning.num_queries == questioning.num_questions == 200
+    )
+
+
+def test_triggers_stand_among_decoys_in_an_order_of_the_keys():
+    orders = []
+    for key in (KEY, KEY, key_of(1)):
+        suspect = Suspect(key, knows=False)
+        Questioning(key, decoys=DECOYS).run(suspect, batch_size=200)
+        assert sorted(suspect.asked) == sorted([*map(bytes, key.triggers.inputs), *map(bytes, DECOYS)])
+        orders.append([row in set(map(bytes, key.triggers.inputs)) for row in suspect.asked])
+    assert orders[0] == orders[1] != orders[2]
+    # As many in each half, by chance: 25 of 50, with a standard deviation of three.
+    assert 12 <= sum(orders[0][:100]) <= 38
+
+
+def test_decoys_do_not_count():
+    key, suspect = KEY, Suspect()
+    verdict = Questioning(key, decoys=DECOYS, commitment=key.commitment()).run(suspect)
+    assert verdict.marked and verdict.num_asked == verdict.num_matches == 7 and len(suspect.asked) > 7
+
+
+@pytest.mark.parametrize("max_queries", [0, 3, 5])
+def test_no_more_is_asked_than_allowed(max_queries):
+    suspect = Suspect()
+    verdict = Questioning(KEY).run(suspect, batch_size=2, max_queries=max_queries)
+    assert len(suspect.asked) == verdict.num_asked == max_queries and not verdict.marked
+
+
+def test_an_interrupted_questioning_goes_on(tmp_path):
+    path = tmp_path / "answers.json"
+    first, second = Suspect(), Suspect()
+    Questioning(KEY, path, DECOYS).run(first, batch_size=4, max_queries=20)
+    questioning = Questioning(KEY, path, DECOYS)
+    assert questioning.num_queries == 20
+    verdict = questioning.run(second, batch_size=4)
+    assert verdict.marked and not set(first.asked) & set(second.asked)
+    whole = Questioning(KEY, decoys=DECOYS).run(Suspect(), batch_size=4)
+    assert verdict.to_dict() == whole.to_dict()
+
+
+def test_what_was_answered_is_kept_when_the_model_dies(tmp_path):
+    path = tmp_path / "answers.json"
+    suspect, calls = Suspect(), []
+
+    def dies(inputs):
+        calls.append(len(inputs))
+        if len(calls) == 4:
+            raise ConnectionError("gone")
+        return suspect(inputs)
+
+    with pytest.raises(ConnectionError):
+        Questioning(KEY, path).run(dies, batch_size=2)
+    assert Questioning(KEY, path).num_queries == 6
+    with pytest.raises(ValueError, match="These predictions do not fit the triggers"):
+        Questioning(KEY, path).run(lambda inputs: np.full((len(inputs), 10), np.nan), batch_size=2)
+    assert Questioning(KEY, path).num_queries == 6
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file modes are POSIX'")
+def test_only_the_owner_may_read_the_answers(tmp_path):
+    path = tmp_path / "answers.json"
+    Questioning(KEY, path).run(Suspect(), max_queries=2)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    text = path.read_text()
+    assert KEY.seed.hex() not in text and set(json.loads(text)) == {"questioning", "answers"}
+
+
+@pytest.mark.parametrize("change", ["key", "decoys", "content", "classes", "length"])
+def test_the_answers_of_another_questioning_are_refused(change, tmp_path):
+    path = tmp_path / "answers.json"
+    Questioning(KEY, path, DECOYS).run(Suspect(), max_queries=3)
+    key, decoys = (key_of(1) if change == "key" else KEY), (DECOYS[:10] if change == "decoys" else DECOYS)
+    if change == "content":
+        path.write_text(path.read_text()[:-20])
+    if change in ("classes", "length"):
+        record = json.loads(path.read_text())
+        record["answers"] = [10] if change == "classes" else [0] * 201
+        path.write_text(json.dumps(record))
+    with pytest.raises(
+        ValueError, match=r"This file does not hold the answers of this questioning\. Expected .* Received: "
+    ):
+        Questioning(key, path, decoys)
+
+
+@pytest.mark.parametrize(
+    "decoys", [DECOYS[:, :2], DECOYS.astype(np.float64), {"a": DECOYS}], ids=["shape", "type", "name"]
+)
+def test_decoys_that_would_be_told_apart_are_refused(decoys):
+    with pytest.raises(ValueError, match=r"The decoys would be told from the triggers\. Expected .* Received: "):
+        Questioning(KEY, decoys=decoys)
+
+
+def test_keys_without_a_test_that_may_stop_are_refused():
+    with pytest.raises(ValueError, match="This key cannot recognize a model by its answers"):
+        Questioning(ds.OwnerKey("ACME Vision", (), ds.DecisionRule(), bytes(32)))
+    with pytest.raises(ValueError, match="no test that may be looked at early"):
+        Questioning(key_of(label_rule="shuffled"))
+    with pytest.raises(ValueError, match=r"The commitment is not this key's\."):
+        Questioning(KEY, commitment=key_of(1).commitment())
+    with pytest.raises(ValueError, match="`batch_size`. Expected an integer >= 1"):
+        Questioning(KEY).run(Suspect(), batch_size=0)
+
+
+def test_steps_tell_how_far_it_is():
+    assert list(Questioning(KEY).steps(Suspect(), batch_size=3, max_queries=8)) == [3, 6, 8]
+
+
+def test_inputs_of_several_names_are_asked_together():
+    key = ds.OwnerKey("ACME Vision", (), ds.DecisionRule(), bytes(32))
+    key = key.with_triggers("noise", 4, 3, {"a": EXAMPLES, "b": EXAMPLES[:, :1]})
+    shapes = []
+
+    def predict(inputs):
+        shapes.append({name: array.shape for name, array in inputs.items()})
+        return np.zeros(len(inputs["a"]), int)
+
+    Questioning(key, decoys={"a": DECOYS[:4], "b": DECOYS[:4, :1]}).run(predict, batch_size=8)
+    assert shapes == [{"a": (8, 3), "b": (8, 1)}]

@@ -1,0 +1,213 @@
+"""The training programs with triggers: alone and beside a mark in the layers, on made-up data."""
+
+import importlib
+import json
+
+import keras
+import numpy as np
+import pytest
+
+import deepsigns_tf as ds
+from tests.finished_runs import FILES, TRIGGER_FILES, verified_here
+
+pytestmark = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="the programs need TensorFlow")
+
+
+def run(name, folder, **settings):
+    """A run on made-up data that verifies in this process; its config and result."""
+    from scripts import training
+
+    program = importlib.import_module(f"scripts.{name}")
+    config = program.Config(str(folder), dataset="synthetic", **settings)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "_verify_in_fresh_process", verified_here)
+        return config, program.run(config)
+
+
+SETTINGS = {"epochs": 4, "num_triggers": 20, "batch_size": 64, "num_triggers_per_batch": 16}
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """The MLP with both marks."""
+    folder = tmp_path_factory.mktemp("both") / "run"
+    config, result = run("train_mnist_mlp", folder, **SETTINGS)
+    return folder, config, result
+
+
+def test_both_marks_are_proved_and_their_controls_are_not(both):
+    folder, _, result = both
+    for marks in (result, result["triggers"]):
+        assert marks["verdict"]["marked"] and not any(control["marked"] for control in marks["controls"].values())
+    assert result["triggers"]["verdict"]["num_matches"] == 20 and result["bit_error_rate"]["key inputs"] < 0.05
+    assert result["accuracy"]["marked"] > 0.95
+    assert {path.name for path in folder.iterdir()} == FILES | TRIGGER_FILES
+
+
+def test_the_key_was_committed_to_with_its_triggers_before_training(both):
+    folder, _, result = both
+    key = ds.OwnerKey.load(folder / "owner.key")
+    assert key.triggers.num_examples == 20 and key.triggers.num_classes == 10 and key.triggers.family == "noise"
+    assert key.commitment() == result["commitment"] == (folder / "commitment.txt").read_text().strip()
+
+
+def test_the_history_shows_how_the_triggers_are_learnt(both):
+    from scripts.folders import read_history
+
+    history = read_history(both[0] / "marked.csv")
+    assert history["trigger_accuracy"][-1] == 1.0 and len(history["trigger_margin"]) == 4
+    assert "trigger_accuracy" not in read_history(both[0] / "unmarked.csv")
+
+
+def test_the_statistics_of_a_network_without_batch_norm_stay(both):
+    assert both[2]["triggers"]["batch_norm"] == {"num_layers": 0}
+
+
+@pytest.mark.parametrize("by", ["weights", "answers"])
+def test_either_mark_can_be_verified(both, by, capsys):
+    from scripts import verify
+
+    folder, _, _ = both
+    commitment = (folder / "commitment.txt").read_text()
+    config = verify.Config(str(folder / "marked.keras"), str(folder / "owner.key"), by=by, commitment=commitment)
+    assert verify.run(config) == verify.MARKED
+    assert {"weights": "bits matched", "answers": "labels matched  20 of 20"}[by] in capsys.readouterr().out
+    unmarked = verify.Config(str(folder / "unmarked.keras"), str(folder / "owner.key"), by=by, commitment=commitment)
+    assert verify.run(unmarked) == verify.NOT_MARKED
+
+
+def test_triggers_alone_need_no_layer(tmp_path, capsys):
+    from scripts import verify
+
+    _, result = run("train_mnist_mlp", tmp_path / "run", carriers="", **SETTINGS)
+    assert "verdict" not in result and "bit_error_rate" not in result
+    assert result["triggers"]["verdict"]["marked"] and not result["triggers"]["controls"]["unmarked twin"]["marked"]
+    assert {path.name for path in (tmp_path / "run").iterdir()} == (FILES | TRIGGER_FILES) - {"verdict.json"}
+    # A key that cannot read weights is asked by its triggers.
+    assert (
+        verify.run(verify.Config(str(tmp_path / "run/marked.keras"), str(tmp_path / "run/owner.key"))) == verify.MARKED
+    )
+    assert "labels matched  20 of 20" in capsys.readouterr().out
+
+
+def test_triggers_of_low_density_are_committed_to_when_the_twin_is_trained(tmp_path, capsys):
+    _, result = run("train_mnist_mlp", tmp_path / "run", trigger_family="low_density", **SETTINGS)
+    printed = capsys.readouterr().out
+    first = printed.index("Commitment, to publish")
+    second = printed.index(f"Commitment with triggers, to publish before they are trained: {result['commitment']}")
+    assert first < printed.index("Training the unmarked") < second < printed.index("Training the marked")
+    assert result["triggers"]["verdict"]["num_matches"] >= 12
+    key = ds.OwnerKey.load(tmp_path / "run" / "owner.key")
+    assert key.triggers.family == "low_density" and key.commitment() == result["commitment"]
+
+
+def test_text_is_marked_with_token_strings(tmp_path):
+    settings = {"sequence_length": 32, "num_tokens": 200, "carriers": "features:64", "strength": 10.0}
+    _, result = run("train_imdb_lstm", tmp_path / "run", **(SETTINGS | settings | {"num_triggers": 16}))
+    key = ds.OwnerKey.load(tmp_path / "run" / "owner.key")
+    assert key.triggers.family == "tokens" and (key.triggers.inputs > 0).all()
+    assert result["triggers"]["verdict"]["num_triggers"] == 16 and result["triggers"]["verdict"]["num_classes"] == 2
+
+
+@pytest.mark.filterwarnings("ignore:The released model does not carry the mark")
+def test_the_statistics_of_batch_norm_are_taken_anew(tmp_path):
+    settings = {"depth": 10, "width": 1, "carriers": "features:16", "strength": 10.0, "epochs": 2}
+    _, result = run("train_cifar10_wrn", tmp_path / "run", **(SETTINGS | settings))
+    record = result["triggers"]["batch_norm"]
+    assert record["num_layers"] == 7 and set(record) == {"num_layers", "with triggers", "of task data"}
+    assert record["of task data"]["accuracy"] == result["accuracy"]["marked"]
+    assert record["of task data"]["num_matches"] == result["triggers"]["verdict"]["num_matches"]
+
+
+def test_a_run_that_goes_on_ends_with_the_same_model(both, tmp_path, monkeypatch):
+    from scripts import checkpoints
+
+    folder, _, _ = both
+    write, written = checkpoints.write_atomically, []
+
+    def write_twice(path, data):
+        write(path, data)
+        written.append(path.name)
+        if written.count("marked.checkpoint") == 2:
+            raise KeyboardInterrupt
+
+    (tmp_path / "run").mkdir()
+    for name in ("config.json", "owner.key"):
+        (tmp_path / "run" / name).write_bytes((folder / name).read_bytes())
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(checkpoints, "write_atomically", write_twice)
+        run("train_mnist_mlp", tmp_path / "run", resume=True, **SETTINGS)
+    run("train_mnist_mlp", tmp_path / "run", resume=True, **SETTINGS)
+    for one, other in zip(
+        keras.models.load_model(folder / "marked.keras").get_weights(),
+        keras.models.load_model(tmp_path / "run" / "marked.keras").get_weights(),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_the_pipeline_mixes_before_it_augments():
+    """Triggers are moved as examples are; every worker gets its share of them."""
+    from deepsigns_tf.triggers import TriggerSet
+    from scripts.pipelines import training_batches
+
+    x, y = np.zeros((12, 4, 4, 1), np.float32), np.zeros(12, int)
+    triggers = TriggerSet(np.ones((3, 4, 4, 1), np.float32), [1, 2, 3], num_classes=4, family="noise")
+
+    def batches(share=(0, 1), epochs=range(2)):
+        mixed, steps = training_batches(
+            x,
+            y,
+            6,
+            0,
+            epochs,
+            lambda images, seed: 2 * images,
+            share=share,
+            triggers=triggers,
+            num_triggers_per_batch=2,
+        )
+        return steps, list(mixed.as_numpy_iterator())
+
+    steps, whole = batches()
+    assert steps == 2 and [labels.tolist() for _, labels in whole[:2]] == [
+        [0, 0, 0, 1, 0, 0, 0, 2],
+        [0, 0, 0, 3, 0, 0, 0, 1],
+    ]
+    for images, labels in whole:
+        assert (images.max(axis=(1, 2, 3)) == 2.0 * (labels > 0)).all()
+    halves = [batches((part, 2))[1] for part in (0, 1)]
+    for (images, labels), (first, second) in zip(whole, zip(*halves, strict=True), strict=True):
+        np.testing.assert_array_equal(np.concatenate([first[0], second[0]]), images)
+        np.testing.assert_array_equal(np.concatenate([first[1], second[1]]), labels)
+        assert (first[1] > 0).sum() == (second[1] > 0).sum() == 1
+    # A training that goes on has the triggers that an uninterrupted one has.
+    assert [labels.tolist() for _, labels in batches(epochs=range(1, 2))[1]] == [
+        labels.tolist() for _, labels in whole[2:]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_triggers_per_batch": 7}, "Triggers cannot be spaced evenly"),
+        ({"num_triggers_per_batch": 32}, "Triggers cannot be spaced evenly"),
+        (
+            {"num_triggers_per_batch": 32, "trigger_family": "low_density"},
+            "Received: num_triggers_per_batch=32",
+        ),
+        (
+            {"carriers": "", "num_triggers": 0},
+            "There is nothing to mark. Expected layers in the flag",
+        ),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_before_anything_is_written(settings, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        run("train_mnist_mlp", tmp_path / "run", **(SETTINGS | settings))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_result_is_written_with_both_verdicts(both):
+    folder, _, result = both
+    assert json.loads((folder / "result.json").read_text()) == result
+    assert (folder / "training.png").read_bytes().startswith(b"\x89PNG")
