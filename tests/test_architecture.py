@@ -22,7 +22,7 @@ ROWS = [
     {"watermarked_model", "candidates"},
     {"verification"},
     {"release", "callbacks", "trigger_verification"},
-    {"questioning"},
+    {"questioning", "remote"},
     {"__init__"},
 ]
 ROW_OF = {module: row for row, modules in enumerate(ROWS) for module in modules}
@@ -160,11 +160,18 @@ def test_package_never_imports_the_folders_around_it():
 
 
 def test_package_imports_only_what_it_declares():
-    """TensorFlow is an extra; everything else must be a dependency."""
+    """Dependencies, and extras: TensorFlow, and what `remote` alone needs."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    declared = {requirement.split(">")[0] for requirement in project["dependencies"]}
+    extras = project["optional-dependencies"]
+    declared = {
+        requirement.split(">")[0] for each in (project["dependencies"], *extras.values()) for requirement in each
+    }
     imported = {each.top for source in SOURCES.values() for each in imports_of(source)}
-    assert imported - sys.stdlib_module_names == declared | {PACKAGE, "tensorflow"}
+    assert imported - sys.stdlib_module_names == declared | {PACKAGE}
+    asking = {requirement.split(">")[0] for requirement in extras["remote"]}
+    assert {module for module, source in SOURCES.items() for each in imports_of(source) if each.top in asking} == {
+        "remote"
+    }
 
 
 def test_tensorflow_is_imported_inside_functions_alone_where_only_it_will_do():

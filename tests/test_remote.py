@@ -1,0 +1,359 @@
+"""Models behind HTTP: what is sent, what counts as an answer, and what a bad server gets for its pains."""
+
+import contextlib
+import http.server
+import json
+import threading
+import time
+
+import numpy as np
+import pytest
+
+import deepsigns_tf as ds
+from deepsigns_tf.questioning import Questioning
+
+httpx = pytest.importorskip("httpx", reason="asking models behind HTTP needs `deepsigns_tf[remote]`")
+remote = pytest.importorskip("deepsigns_tf.remote", reason="asking models behind HTTP needs `deepsigns_tf[remote]`")
+
+INPUTS = np.arange(6, dtype=np.float32).reshape(2, 3)
+NAMED = {"a": INPUTS, "b": np.array([[1], [2]])}
+SERVING = remote.TensorFlowServing("https://host:8501", "digits")
+
+
+def answering(reply, status=200, **options):
+    """A transport that gives the same reply to all; it remembers the requests."""
+    requests = []
+
+    def handle(request):
+        requests.append(request)
+        content = reply if isinstance(reply, bytes) else json.dumps(reply).encode()
+        return httpx.Response(status, content=content, **options)
+
+    transport = httpx.MockTransport(handle)
+    transport.requests = requests
+    return transport
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch):
+    """Spares the tests the pauses between attempts; `slept` holds them."""
+    slept, wait = [], remote.RemoteModel._wait
+
+    def no_wait(self, state):
+        slept.append(wait(self, state))
+        return 0.0
+
+    monkeypatch.setattr(remote.RemoteModel, "_wait", no_wait)
+    return slept
+
+
+# Protocols
+
+
+def test_tensorflow_serving_is_asked_row_by_row():
+    transport = answering({"predictions": [[0.1, 0.9], [0.8, 0.2]]})
+    model = remote.RemoteModel(SERVING, transport=transport)
+    np.testing.assert_array_equal(model(INPUTS), [[0.1, 0.9], [0.8, 0.2]])
+    (request,) = transport.requests
+    assert str(request.url) == "https://host:8501/v1/models/digits:predict" and request.method == "POST"
+    assert json.loads(request.content) == {"instances": [[0, 1, 2], [3, 4, 5]]}
+
+
+def test_tensorflow_serving_knows_versions_names_and_outputs():
+    protocol = remote.TensorFlowServing("https://host/", "digits", version=3, output="scores")
+    transport = answering({"predictions": [{"scores": [1.0], "other": 0}, {"scores": [2.0], "other": 0}]})
+    np.testing.assert_array_equal(remote.RemoteModel(protocol, transport=transport)(NAMED), [[1.0], [2.0]])
+    (request,) = transport.requests
+    assert request.url.path == "/v1/models/digits/versions/3:predict"
+    assert json.loads(request.content) == {"instances": [{"a": [0, 1, 2], "b": [1]}, {"a": [3, 4, 5], "b": [2]}]}
+
+
+def test_open_inference_is_asked_in_tensors():
+    reply = {
+        "model_name": "digits",
+        "outputs": [{"name": "y", "shape": [2, 2], "datatype": "FP32", "data": [1, 2, 3, 4]}],
+    }
+    transport = answering(reply)
+    model = remote.RemoteModel(remote.OpenInference("https://host", "digits"), transport=transport)
+    np.testing.assert_array_equal(model(INPUTS), [[1, 2], [3, 4]])
+    (request,) = transport.requests
+    assert request.url.path == "/v2/models/digits/infer"
+    tensor = {"name": "input", "shape": [2, 3], "datatype": "FP32", "data": [0, 1, 2, 3, 4, 5]}
+    assert json.loads(request.content) == {"inputs": [tensor]}
+
+
+def test_open_inference_knows_versions_names_and_outputs():
+    tensors = [
+        {"name": name, "shape": [2], "datatype": "INT64", "data": data} for name, data in (("x", [0, 0]), ("y", [4, 5]))
+    ]
+    transport = answering({"outputs": tensors})
+    protocol = remote.OpenInference("https://host", "digits", version="7", output="y")
+    assert remote.RemoteModel(protocol, transport=transport)(NAMED).tolist() == [4, 5]
+    body = json.loads(transport.requests[0].content)
+    assert transport.requests[0].url.path == "/v2/models/digits/versions/7/infer"
+    assert [(each["name"], each["datatype"], each["shape"]) for each in body["inputs"]] == [
+        ("a", "FP32", [2, 3]),
+        ("b", "INT64", [2, 1]),
+    ]
+    assert body["outputs"] == [{"name": "y"}]
+    several = remote.RemoteModel(remote.OpenInference("https://host", "digits"), transport=transport)
+    with pytest.raises(remote.RemoteError, match=r"a reply without predictions \(ValueError\)"):
+        several(INPUTS)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int32", "float16", "float64", "bool"])
+def test_open_inference_names_the_type_of_the_inputs(dtype):
+    (tensor,) = remote.OpenInference("https://host", "m").request(np.zeros((1, 2), dtype))["inputs"]
+    names = {"uint8": "UINT8", "int32": "INT32", "float16": "FP16", "float64": "FP64", "bool": "BOOL"}
+    assert tensor["datatype"] == names[dtype]
+
+
+def test_any_json_endpoint_is_asked_by_a_mapping():
+    transport = answering({"result": [{"labels": [7, 8]}]})
+    protocol = remote.JsonEndpoint("https://host/classify?size=3", "data.images", "result.0.labels")
+    model = remote.RemoteModel(protocol, transport=transport)
+    assert model(INPUTS).tolist() == [7, 8]
+    assert json.loads(transport.requests[0].content) == {"data": {"images": [[0, 1, 2], [3, 4, 5]]}}
+    assert str(transport.requests[0].url) == "https://host/classify?size=3"
+    model(NAMED)
+    assert json.loads(transport.requests[1].content)["data"]["images"]["b"] == [[1], [2]]
+
+
+# What is no answer
+
+
+@pytest.mark.parametrize(
+    ("reply", "account"),
+    [
+        ({"predictions": [[1.0]]}, r"predictions of shape \(1, 1\), dtype float64 for 2 inputs"),
+        ({"predictions": [[1.0], [1.0], [1.0]]}, "predictions of shape"),
+        ({"predictions": 3}, r"predictions of shape \(\), dtype int64 for 2 inputs"),
+        ({"predictions": ["cat", "dog"]}, "predictions of shape"),
+        ({"predictions": [[1.0, 2.0], [1.0]]}, r"a reply without predictions \(ValueError\)"),
+        ({"predictions": None}, "predictions of shape"),
+        ({"error": "no such model"}, r"a reply without predictions \(KeyError\)"),
+        ([], r"a reply without predictions \(TypeError\)"),
+        (b'{"predictions": [NaN, 1.0]}', "1 predictions that are not finite"),
+        (b'{"predictions": [1e999, -1e999]}', "2 predictions that are not finite"),
+        (b"<html>log in</html>", r"a reply that is not JSON \(JSONDecodeError\), 5 times"),
+        (b'{"predictions": [[0.1', r"a reply that is not JSON \(JSONDecodeError\), 5 times"),
+        (b"", r"a reply that is not JSON \(JSONDecodeError\), 5 times"),
+        (b"\xff\xfe", "a reply that is not JSON"),
+        (b"[" * 100_000, r"a reply that is not JSON \(RecursionError\), 5 times"),
+    ],
+)
+def test_a_bad_reply_is_never_an_answer(reply, account):
+    model = remote.RemoteModel(SERVING, transport=answering(reply))
+    with pytest.raises(remote.RemoteError) as error:
+        model(INPUTS)
+    assert str(error.value).startswith(
+        "The model gave no answer that can be used. Expected a prediction for each input. Received: "
+    )
+    assert str(error.value).endswith(" from https://host:8501/v1/models/digits:predict")
+    with pytest.raises(remote.RemoteError, match=account):
+        model(INPUTS)
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 400, 401, 403, 404, 413, 204])
+def test_a_status_that_will_not_change_ends_at_once(status):
+    transport = answering({"predictions": [1, 2]}, status, headers={"Location": "https://elsewhere/"})
+    with pytest.raises(remote.RemoteError, match=f"Received: status {status} from "):
+        remote.RemoteModel(SERVING, transport=transport)(INPUTS)
+    assert [request.url.host for request in transport.requests] == ["host"]
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
+def test_a_status_that_may_pass_is_asked_again(status, no_pauses):
+    replies = iter([httpx.Response(status), httpx.Response(status), httpx.Response(200, json={"predictions": [1, 2]})])
+    model = remote.RemoteModel(SERVING, transport=httpx.MockTransport(lambda request: next(replies)))
+    assert model(INPUTS).tolist() == [1, 2]
+    assert len(no_pauses) == 2 and 0.5 <= no_pauses[0] <= 1.0 <= no_pauses[1] <= 1.5
+
+
+def test_attempts_are_bounded_and_counted():
+    transport = answering(b"", 503)
+    with pytest.raises(remote.RemoteError, match="Received: status 503, 3 times from "):
+        remote.RemoteModel(SERVING, max_attempts=3, transport=transport)(INPUTS)
+    assert len(transport.requests) == 3
+
+
+@pytest.mark.parametrize(
+    ("header", "low", "high"), [("7", 7, 7), ("100000", 60, 60), ("Wed, 21 Oct 2026 07:28:00 GMT", 0.5, 1)]
+)
+def test_a_server_may_ask_for_a_pause_but_not_for_ever(header, low, high, no_pauses):
+    replies = iter(
+        [httpx.Response(429, headers={"Retry-After": header}), httpx.Response(200, json={"predictions": [1, 2]})]
+    )
+    remote.RemoteModel(SERVING, transport=httpx.MockTransport(lambda request: next(replies)))(INPUTS)
+    assert low <= no_pauses[0] <= high
+
+
+def test_a_reply_without_end_is_cut_off(monkeypatch):
+    monkeypatch.setattr(remote, "_MAX_REPLY_BYTES", 1000)
+    with pytest.raises(remote.RemoteError, match="a reply of more than 1000 bytes"):
+        remote.RemoteModel(SERVING, transport=answering(b" " * 2000))(INPUTS)
+
+
+# Real sockets
+
+
+@contextlib.contextmanager
+def served(handle):
+    """A server on this machine; `handle(handler, body)` writes the reply."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self):  # noqa: N802
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                handle(self, body)
+
+        def log_message(self, *args):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def reply(handler, content, length=None):
+    handler.send_response(200)
+    handler.send_header("Content-Length", str(len(content) if length is None else length))
+    handler.end_headers()
+    handler.wfile.write(content)
+
+
+def asked(handle, **options):
+    """What a real server's model answers."""
+    with served(handle) as url:
+        return remote.RemoteModel(remote.TensorFlowServing(url, "m"), **options)(INPUTS)
+
+
+def test_a_real_server_is_asked():
+    def handle(handler, body):
+        rows = json.loads(body)["instances"]
+        reply(handler, json.dumps({"predictions": [sum(row) for row in rows]}).encode())
+
+    assert asked(handle).tolist() == [3, 12]
+
+
+def test_a_truncated_reply_is_asked_for_again():
+    calls = []
+
+    def handle(handler, body):
+        calls.append(body)
+        content = b'{"predictions": [1, 2]}'
+        reply(handler, content, len(content) + (100 if len(calls) == 1 else 0))
+        handler.close_connection = True
+
+    assert asked(handle, timeout=2.0).tolist() == [1, 2] and len(calls) == 2
+
+
+def test_a_stalling_server_is_given_up():
+    with pytest.raises(remote.RemoteError, match=r"no reply \(ReadTimeout\), 2 times"):
+        asked(lambda handler, body: time.sleep(1.0), timeout=0.1, max_attempts=2)
+
+
+def test_a_server_that_drips_is_given_up():
+    def handle(handler, body):
+        handler.send_response(200)
+        handler.send_header("Content-Length", "1000")
+        handler.end_headers()
+        for _ in range(50):
+            handler.wfile.write(b" ")
+            handler.wfile.flush()
+            time.sleep(0.05)
+
+    with pytest.raises(remote.RemoteError, match=r"a reply that took more than 0\.2 s, 1 times"):
+        asked(handle, deadline=0.2, max_attempts=1)
+
+
+def test_a_server_that_dies_keeps_what_it_answered(tmp_path):
+    key = ds.OwnerKey("ACME Vision", (), ds.DecisionRule(), bytes(32)).with_triggers("noise", 30, 10, INPUTS)
+    calls = []
+
+    def handle(handler, body):
+        calls.append(body)
+        if len(calls) > 5:
+            handler.connection.close()
+            return
+        reply(handler, json.dumps({"predictions": [0] * len(json.loads(body)["instances"])}).encode())
+
+    path = tmp_path / "answers.json"
+    with served(handle) as url:
+        model = remote.RemoteModel(remote.TensorFlowServing(url, "m"), max_attempts=2)
+        with pytest.raises(remote.RemoteError, match="no reply"):
+            Questioning(key, path).run(model, batch_size=2)
+    assert Questioning(key, path).num_queries == 10
+    with pytest.raises(remote.RemoteError, match=r"no reply \(ConnectError\)"):
+        Questioning(key, path).run(model)
+    assert Questioning(key, path).num_queries == 10
+
+
+def test_requests_are_spaced():
+    model = remote.RemoteModel(SERVING, max_requests_per_second=20, transport=answering({"predictions": [1, 2]}))
+    begin = time.monotonic()
+    for _ in range(4):
+        model(INPUTS)
+    assert time.monotonic() - begin >= 3 / 20
+
+
+# Secrets
+
+
+def test_a_token_comes_from_the_environment_and_is_shown_nowhere(monkeypatch):
+    monkeypatch.setenv("MODEL_TOKEN", "s3cret")
+    transport = answering(b"", 403)
+    model = remote.RemoteModel(SERVING, token_variable="MODEL_TOKEN", transport=transport)
+    with pytest.raises(remote.RemoteError) as error:
+        model(INPUTS)
+    assert transport.requests[0].headers["Authorization"] == "Bearer s3cret"
+    assert "s3cret" not in str(error.value) and "s3cret" not in repr(model)
+
+
+@pytest.mark.parametrize("value", [None, ""])
+def test_a_missing_token_is_told_before_anything_is_asked(value, monkeypatch):
+    monkeypatch.delenv("MODEL_TOKEN", raising=False)
+    if value is not None:
+        monkeypatch.setenv("MODEL_TOKEN", value)
+    with pytest.raises(ValueError, match="The token cannot be sent. .* Received: MODEL_TOKEN not set"):
+        remote.RemoteModel(SERVING, token_variable="MODEL_TOKEN")
+
+
+def test_a_token_is_not_sent_in_the_clear(monkeypatch):
+    monkeypatch.setenv("MODEL_TOKEN", "s3cret")
+    with pytest.raises(
+        ValueError, match=r"an address that begins with https://\. Received: MODEL_TOKEN set, an address with http://"
+    ):
+        remote.RemoteModel(remote.TensorFlowServing("http://host", "m"), token_variable="MODEL_TOKEN")
+    # On this machine nobody listens.
+    remote.RemoteModel(remote.TensorFlowServing("http://127.0.0.1:1", "m"), token_variable="MODEL_TOKEN")
+
+
+def test_errors_do_not_show_what_an_address_may_hide():
+    model = remote.RemoteModel(remote.JsonEndpoint("https://me:pass@host/m?key=s3cret"), transport=answering(b"", 403))
+    with pytest.raises(remote.RemoteError) as error:
+        model(INPUTS)
+    assert str(error.value).endswith("from https://host/m")
+
+
+@pytest.mark.parametrize("url", ["host:8501", "ftp://host", "", "https://"])
+def test_what_is_no_address_is_refused(url):
+    with pytest.raises(
+        ValueError, match="This is no address of a model. Expected a URL that begins with https:// or http://"
+    ):
+        remote.RemoteModel(remote.JsonEndpoint(url))
+
+
+@pytest.mark.parametrize(
+    "limits", [{"timeout": 0}, {"deadline": -1}, {"max_attempts": 0}, {"max_requests_per_second": -2.0}]
+)
+def test_limits_out_of_range_are_refused(limits):
+    with pytest.raises(ValueError, match="These limits of a request are out of range"):
+        remote.RemoteModel(SERVING, **limits)
