@@ -8,15 +8,11 @@ Exit status: 0 marked, 1 not marked, 2 everything else (bad flags, unreadable fi
 """
 
 import dataclasses
-import pathlib
-import sys
-from collections.abc import Sequence
 
-from absl import app, flags
+from scripts.configs import option
+from scripts.verdicts import concluded, run_verification
 
-from scripts.configs import config_from_flags, define_flags, option
-
-MARKED, NOT_MARKED, NO_VERDICT = 0, 1, 2
+COMMITMENT_HELP = "The commitment that the claimant published before training, from a dated source of your own."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,9 +31,7 @@ class Config:
         "What its answers are, where one number stands for two classes.",
         choices=("labels", "probabilities", "logits"),
     )
-    commitment: str | None = option(
-        None, "The commitment that the claimant published before training, from a dated source of your own."
-    )
+    commitment: str | None = option(None, COMMITMENT_HELP)
     verdict: str | None = option(None, "Where to write the verdict as JSON.")
 
 
@@ -57,7 +51,6 @@ def run(config: Config) -> int:
     import keras
 
     import deepsigns_tf as ds
-    from scripts.records import write_json
 
     owner_key = ds.OwnerKey.load(config.owner_key)
     model = keras.models.load_model(config.model, compile=False, safe_mode=True)
@@ -73,37 +66,8 @@ def run(config: Config) -> int:
             commitment=config.commitment,
             batch_size=1000,
         )
-    if config.verdict:
-        # Before it is printed: a verdict that could not be written as asked ends with status 2 and says nothing else.
-        write_json(pathlib.Path(config.verdict), verdict.to_dict())
-    print(verdict.summary())
-    return MARKED if verdict.marked else NOT_MARKED
-
-
-def main(argv: Sequence[str]) -> int:
-    """Runs inside `app.run`, which would end with status 1 on an exception; here 1 means "not marked"."""
-    del argv
-    try:
-        return run(config_from_flags(Config))
-    except Exception as error:  # Whatever went wrong, it is not a verdict.
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return NO_VERDICT
-
-
-def _parse_flags(argv: Sequence[str]) -> list[str]:
-    try:
-        surplus = flags.FLAGS(argv)[1:]
-        # absl would end with status 0, "marked", on its own flag that only checks the others.
-        if not surplus and not flags.FLAGS.only_check_args:
-            return list(argv[:1])
-        print(f"Nothing was verified. Received: {surplus or '--only_check_args'}", file=sys.stderr)
-    except flags.Error as error:
-        app.usage(shorthelp=True, detailed_error=error, exitcode=NO_VERDICT)
-    except SystemExit:  # --help
-        pass
-    sys.exit(NO_VERDICT)
+    return concluded(verdict, config.verdict)
 
 
 if __name__ == "__main__":
-    define_flags(Config)
-    app.run(main, flags_parser=_parse_flags)
+    run_verification(Config, run)

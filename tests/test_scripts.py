@@ -863,11 +863,11 @@ def test_a_file_that_is_no_model_exits_with_2(finished, tmp_path):
 @pytest.fixture
 def main(monkeypatch):
     """The entry point of `scripts.verify` with given flags, in this process; it returns the exit status."""
-    from scripts import verify
+    from scripts import verdicts, verify
 
     def call(**settings):
-        monkeypatch.setattr(verify, "config_from_flags", lambda config_class: config_class(**settings))
-        return verify.main([])
+        monkeypatch.setattr(verdicts, "config_from_flags", lambda config_class: config_class(**settings))
+        return verdicts.exit_status(verify.Config, verify.run)
 
     return call
 

@@ -65,19 +65,19 @@ def test_the_statistics_of_a_network_without_batch_norm_stay(both):
 
 @pytest.mark.parametrize("by", ["weights", "answers"])
 def test_either_mark_can_be_verified(both, by, capsys):
-    from scripts import verify
+    from scripts import verdicts, verify
 
     folder, _, _ = both
     commitment = (folder / "commitment.txt").read_text()
     config = verify.Config(str(folder / "marked.keras"), str(folder / "owner.key"), by=by, commitment=commitment)
-    assert verify.run(config) == verify.MARKED
+    assert verify.run(config) == verdicts.MARKED
     assert {"weights": "bits matched", "answers": "labels matched  20 of 20"}[by] in capsys.readouterr().out
     unmarked = verify.Config(str(folder / "unmarked.keras"), str(folder / "owner.key"), by=by, commitment=commitment)
-    assert verify.run(unmarked) == verify.NOT_MARKED
+    assert verify.run(unmarked) == verdicts.NOT_MARKED
 
 
 def test_triggers_alone_need_no_layer(tmp_path, capsys):
-    from scripts import verify
+    from scripts import verdicts, verify
 
     _, result = run("train_mnist_mlp", tmp_path / "run", carriers="", **SETTINGS)
     assert "verdict" not in result and "bit_error_rate" not in result
@@ -85,7 +85,8 @@ def test_triggers_alone_need_no_layer(tmp_path, capsys):
     assert {path.name for path in (tmp_path / "run").iterdir()} == (FILES | TRIGGER_FILES) - {"verdict.json"}
     # A key that cannot read weights is asked by its triggers.
     assert (
-        verify.run(verify.Config(str(tmp_path / "run/marked.keras"), str(tmp_path / "run/owner.key"))) == verify.MARKED
+        verify.run(verify.Config(str(tmp_path / "run/marked.keras"), str(tmp_path / "run/owner.key")))
+        == verdicts.MARKED
     )
     assert "labels matched  20 of 20" in capsys.readouterr().out
 

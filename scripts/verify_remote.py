@@ -1,0 +1,107 @@
+"""Says whether a model that can only be asked carries an owner's mark.
+
+    python -m scripts.verify_remote --url=http://localhost:8501 --protocol=tensorflow_serving --model=digits --owner_key=owner.key
+
+It asks until the claim is proved or nothing is left to ask, keeps every answer, and goes on where it was interrupted. Exit status
+as that of `scripts.verify`: 0 marked, 1 not marked, 2 everything else.
+"""
+
+import dataclasses
+import pathlib
+
+from scripts.configs import option
+from scripts.verdicts import concluded, run_verification
+from scripts.verify import COMMITMENT_HELP
+
+PROTOCOLS = ("tensorflow_serving", "open_inference", "json")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Whom to ask, and how."""
+
+    url: str = option(dataclasses.MISSING, "Of the server; with --protocol=json the whole address of the model.")
+    owner_key: str = option(dataclasses.MISSING, "The claimant's key, with triggers.")
+    protocol: str = option("tensorflow_serving", "How the server is asked.", choices=PROTOCOLS)
+    model: str = option("model", "Name of the model on the server.")
+    version: str | None = option(None, "Version of the model; the server's choice if not given.")
+    input_name: str = option(
+        "inputs", "Name of the input tensor (open_inference), or where the inputs stand in a request (json): a.b.c."
+    )
+    output: str | None = option(
+        None, "Name of the output, where there are several; with json where the predictions stand: a.0.b."
+    )
+    kind: str | None = option(
+        None,
+        "What the answers are, where one number stands for two classes.",
+        choices=("labels", "probabilities", "logits"),
+    )
+    decoys: str | None = option(
+        None, "Inputs to hide the triggers among: a .npy file, or .npz for several names; none if not given."
+    )
+    answers: str | None = option(
+        None, "Where to keep the answers, so that a later run goes on; beside the verdict's place, keep it secret."
+    )
+    max_queries: int = option(0, "Questions in all, earlier runs' and decoys included; 0: all.", minimum=0)
+    batch_size: int = option(1, "Questions in a request.", minimum=1)
+    timeout: float = option(10.0, "Seconds that a part of a reply may take.", minimum=0.001)
+    max_attempts: int = option(5, "Requests for one batch.", minimum=1)
+    max_requests_per_second: float = option(0.0, "Requests are spaced so; 0: at once.", minimum=0.0)
+    token_variable: str | None = option(None, "Environment variable with a token for the server.")
+    commitment: str | None = option(None, COMMITMENT_HELP)
+    verdict: str | None = option(None, "Where to write the verdict as JSON.")
+
+
+def run(config: Config) -> int:
+    """Asks, and prints the verdict.
+
+    Args:
+        config: Whom to ask.
+
+    Returns:
+        0 if marked, 1 if not.
+
+    Raises:
+        ValueError: If a file is unreadable or settings do not fit each other. Nothing was asked then.
+        deepsigns_tf.remote.RemoteError: If the server gave no answer that can be used. What it answered before is kept.
+    """
+    # Here rather than above: bad flags are told at once, not after the seconds that Keras needs to start.
+    import numpy as np
+    import tqdm
+
+    import deepsigns_tf as ds
+    from deepsigns_tf import remote
+
+    if config.protocol == "tensorflow_serving":
+        version = None if config.version is None else int(config.version)
+        protocol: remote.ServerProtocol = remote.TensorFlowServing(config.url, config.model, version, config.output)
+    elif config.protocol == "open_inference":
+        protocol = remote.OpenInference(config.url, config.model, config.version, config.input_name, config.output)
+    else:
+        protocol = remote.JsonEndpoint(config.url, config.input_name, config.output or "predictions")
+    decoys = None
+    if config.decoys:
+        decoys = np.load(pathlib.Path(config.decoys), allow_pickle=False)
+        decoys = dict(decoys) if config.decoys.endswith(".npz") else decoys
+    questioning = ds.Questioning(ds.OwnerKey.load(config.owner_key), config.answers, decoys, config.commitment)
+    model = remote.RemoteModel(
+        protocol,
+        timeout=config.timeout,
+        max_attempts=config.max_attempts,
+        max_requests_per_second=config.max_requests_per_second or None,
+        token_variable=config.token_variable,
+    )
+    limit = min(config.max_queries or questioning.num_questions, questioning.num_questions)
+    with tqdm.tqdm(total=limit, initial=questioning.num_queries, unit="question") as progress:
+        for num_queries in questioning.steps(
+            model,
+            kind=config.kind,  # type: ignore[arg-type]
+            batch_size=config.batch_size,
+            max_queries=limit,
+        ):
+            progress.update(num_queries - progress.n)
+    return concluded(questioning.verdict(), config.verdict)
+
+
+if __name__ == "__main__":
+    run_verification(Config, run)

@@ -1,0 +1,189 @@
+"""The program that asks a server, against one on this machine that answers as TensorFlow Serving does."""
+
+import contextlib
+import http.server
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+import deepsigns_tf as ds
+
+pytest.importorskip("httpx", reason="asking models behind HTTP needs `deepsigns_tf[remote]`")
+
+REPOSITORY = pathlib.Path(__file__).parents[1]
+EXAMPLES = np.random.default_rng(0).random((40, 5)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def key(tmp_path_factory):
+    """A key with triggers, and where it lies."""
+    path = tmp_path_factory.mktemp("key") / "owner.key"
+    owner_key = ds.OwnerKey("ACME Vision", (), ds.DecisionRule(), bytes(32)).with_triggers("noise", 40, 10, EXAMPLES)
+    owner_key.save(path)
+    return owner_key, path
+
+
+@contextlib.contextmanager
+def server(answer):
+    """A faithful stand-in for TensorFlow Serving's predict interface: `answer` takes rows; `asked` holds them."""
+    asked = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):  # noqa: N802
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            status, reply = 200, {}
+            if self.path == "/v1/models/digits:predict":
+                asked.extend(body["instances"])
+                reply = {"predictions": [answer(row) for row in body["instances"]]}
+            else:
+                status, reply = 404, {"error": "Servable not found"}
+            content = json.dumps(reply).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *args):
+            pass
+
+    http_server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=http_server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{http_server.server_address[1]}", asked
+    finally:
+        http_server.shutdown()
+        http_server.server_close()
+
+
+def marked_model(owner_key):
+    """Scores of a model that knows the triggers."""
+    labels = {
+        tuple(row): label
+        for row, label in zip(owner_key.triggers.inputs.tolist(), owner_key.triggers.labels, strict=True)
+    }
+    return lambda row: np.eye(10)[labels.get(tuple(row), 0)].tolist()
+
+
+def run_program(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "scripts.verify_remote", *map(str, arguments)],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        env=os.environ | environment,
+    )
+
+
+def run(**settings):
+    """The same in this process: the exit status."""
+    from scripts import verdicts, verify_remote
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verdicts, "config_from_flags", lambda config_class: config_class(**settings))
+        return verdicts.exit_status(verify_remote.Config, verify_remote.run)
+
+
+def test_a_marked_model_is_recognized_through_its_server(key, tmp_path):
+    owner_key, path = key
+    with server(marked_model(owner_key)) as (url, asked):
+        process = run_program(
+            f"--url={url}",
+            "--model=digits",
+            f"--owner_key={path}",
+            f"--commitment={owner_key.commitment()}",
+            f"--verdict={tmp_path / 'verdict.json'}",
+        )
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.startswith("MARKED: claim of ACME Vision\n") and "question" in process.stderr
+    verdict = json.loads((tmp_path / "verdict.json").read_text())
+    assert verdict["num_asked"] == len(asked) == 7
+
+
+def test_a_model_that_knows_nothing_is_not(key, capsys):
+    _, path = key
+    with server(lambda row: np.eye(10)[0].tolist()) as (url, asked):
+        assert run(url=url, model="digits", owner_key=str(path), batch_size=16) == 1
+    assert len(asked) == 40 and capsys.readouterr().out.startswith("NOT MARKED: ")
+
+
+def test_an_interrupted_questioning_goes_on_and_decoys_hide_it(key, tmp_path, capsys):
+    owner_key, path = key
+    np.save(tmp_path / "decoys.npy", EXAMPLES)
+    settings = {"model": "digits", "owner_key": str(path), "decoys": str(tmp_path / "decoys.npy")}
+    settings |= {"answers": str(tmp_path / "answers.json"), "commitment": owner_key.commitment()}
+    with server(marked_model(owner_key)) as (url, asked):
+        assert run(url=url, max_queries=6, **settings) == 1
+        assert len(asked) == 6
+        assert run(url=url, **settings) == 0
+    rows = [tuple(row) for row in asked]
+    assert len(rows) == len(set(rows)) and set(rows) & {tuple(row) for row in EXAMPLES.tolist()}
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"model": "other"}, "RemoteError: The model gave no answer that can be used"),
+        ({"owner_key": "absent.key"}, "FileNotFoundError: "),
+        ({"commitment": "0" * 64}, "ValueError: The commitment is not this key's. "),
+        ({"version": "latest"}, "ValueError: "),
+        ({"decoys": "absent.npy"}, "FileNotFoundError: "),
+        ({"token_variable": "NO_SUCH_TOKEN"}, "ValueError: The token cannot be sent. "),
+        ({"url": "nowhere"}, "ValueError: This is no address of a model. "),
+        ({"protocol": "json"}, "RemoteError: "),
+    ],
+)
+def test_whatever_goes_wrong_is_no_verdict(key, settings, told, capsys):
+    _, path = key
+    with server(lambda row: [1.0] * 10) as (url, _):
+        assert run(**({"url": url, "model": "digits", "owner_key": str(path)} | settings)) == 2
+    printed = capsys.readouterr()
+    assert told in printed.err and "MARKED" not in printed.out
+
+
+def test_other_protocols_are_asked_in_their_own_way(key):
+    owner_key, path = key
+    requests = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):  # noqa: N802
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            requests.append((self.path, body))
+            zeros = [0] * (body["inputs"][0]["shape"][0] if "infer" in self.path else len(body["rows"]))
+            reply = (
+                {"outputs": [{"name": "y", "shape": [len(zeros)], "data": zeros}]}
+                if "infer" in self.path
+                else {"labels": zeros}
+            )
+            content = json.dumps(reply).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *args):
+            pass
+
+    http_server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=http_server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{http_server.server_address[1]}"
+    try:
+        shared = {"owner_key": str(path), "max_queries": 4, "batch_size": 4}
+        assert run(url=url, protocol="open_inference", model="digits", input_name="x", **shared) == 1
+        assert run(url=f"{url}/ask", protocol="json", input_name="rows", output="labels", **shared) == 1
+    finally:
+        http_server.shutdown()
+        http_server.server_close()
+    (infer, tensors), (ask, rows) = requests
+    assert infer == "/v2/models/digits/infer" and tensors["inputs"][0]["name"] == "x"
+    assert ask == "/ask" and len(rows["rows"]) == 4
+
+
+def test_flags_that_give_no_verdict_exit_with_2():
+    process = run_program("--url=http://localhost:1")
+    assert process.returncode == 2 and "Flag --owner_key must have a value" in process.stdout + process.stderr
