@@ -3,9 +3,10 @@
 PYTHON ?= python3
 VENV := .venv
 BACKENDS_VENV := .venv-backends
+SERVERS_VENV := .venv-servers
 RUN := TF_CPP_MIN_LOG_LEVEL=3 $(VENV)/bin/python
 
-.PHONY: help demo test test-slow test-backends lint types format bench results clean
+.PHONY: help demo test test-slow test-backends test-servers lint types format bench results clean
 .PHONY: reproduce-mnist reproduce-cnn reproduce-wrn reproduce-lstm
 
 help:  ## Say what there is
@@ -24,6 +25,9 @@ test-slow: $(VENV)/ready  ## Real training on the full data
 test-backends: $(BACKENDS_VENV)/ready  ## The core on JAX and on PyTorch, without TensorFlow
 	KERAS_BACKEND=jax $(BACKENDS_VENV)/bin/python -m pytest -m any_backend tests
 	KERAS_BACKEND=torch $(BACKENDS_VENV)/bin/python -m pytest -m any_backend tests
+
+test-servers: $(VENV)/ready $(SERVERS_VENV)/ready  ## Questions to a real server on this machine, MLServer
+	$(RUN) -m pytest tests/test_servers.py
 
 lint: $(VENV)/ready  ## Style and format
 	$(VENV)/bin/ruff check .
@@ -47,9 +51,9 @@ results: $(VENV)/ready  ## Write the README's tables and pictures from the recor
 	$(RUN) -m benchmarks.tables
 
 clean:  ## Remove environments and caches; runs/ stays, with its keys and measurements
-	rm -rf $(VENV) $(BACKENDS_VENV) .mypy_cache .pytest_cache .ruff_cache .coverage .hypothesis
+	rm -rf $(VENV) $(BACKENDS_VENV) $(SERVERS_VENV) .mypy_cache .pytest_cache .ruff_cache .coverage .hypothesis
 
-%/ready: requirements.txt requirements-backends.txt
+%/ready: requirements.txt requirements-backends.txt requirements-servers.txt
 	$(PYTHON) -m venv $(@D)
-	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $(if $(filter $(BACKENDS_VENV),$(@D)),requirements-backends.txt,requirements.txt)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements$(patsubst .venv%,%,$(@D)).txt
 	touch $@
