@@ -26,7 +26,7 @@ test-backends: $(BACKENDS_VENV)/ready  ## The core on JAX and on PyTorch, withou
 	KERAS_BACKEND=jax $(BACKENDS_VENV)/bin/python -m pytest -m any_backend tests
 	KERAS_BACKEND=torch $(BACKENDS_VENV)/bin/python -m pytest -m any_backend tests
 
-test-servers: $(VENV)/ready $(SERVERS_VENV)/ready  ## Questions to a real server on this machine, MLServer
+test-servers: $(VENV)/ready $(SERVERS_VENV)/ready  ## Questions to servers on this machine, MLServer among them
 	$(RUN) -m pytest tests/test_servers.py
 
 lint: $(VENV)/ready  ## Style and format

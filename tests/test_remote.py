@@ -1,9 +1,6 @@
 """Models behind HTTP: what is sent, what counts as an answer, and what a bad server gets for its pains."""
 
-import contextlib
-import http.server
 import json
-import threading
 import time
 
 import numpy as np
@@ -11,6 +8,7 @@ import pytest
 
 import deepsigns_tf as ds
 from deepsigns_tf.questioning import Questioning
+from tests.servers import reply, served
 
 httpx = pytest.importorskip("httpx", reason="asking models behind HTTP needs `deepsigns_tf[remote]`")
 remote = pytest.importorskip("deepsigns_tf.remote", reason="asking models behind HTTP needs `deepsigns_tf[remote]`")
@@ -195,38 +193,6 @@ def test_a_reply_without_end_is_cut_off(monkeypatch):
 
 
 # Real sockets
-
-
-@contextlib.contextmanager
-def served(handle):
-    """A server on this machine; `handle(handler, body)` writes the reply."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_POST(self):  # noqa: N802
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                handle(self, body)
-
-        def log_message(self, *args):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
-def reply(handler, content, length=None):
-    handler.send_response(200)
-    handler.send_header("Content-Length", str(len(content) if length is None else length))
-    handler.end_headers()
-    handler.wfile.write(content)
 
 
 def asked(handle, **options):

@@ -1,4 +1,8 @@
-"""A real server of the Open Inference Protocol on this machine: MLServer, in an environment of its own (`make test-servers`)."""
+"""Models behind servers on this machine, asked whole: SavedModels as TensorFlow Serving serves them, and MLServer.
+
+MLServer, a real server of the Open Inference Protocol, has an environment of its own (`make test-servers`). For TensorFlow Serving,
+which no package index has, stands `tests/servers/saved_models.py`.
+"""
 
 import json
 import os
@@ -18,7 +22,7 @@ httpx = pytest.importorskip("httpx", reason="asking models behind HTTP needs `de
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 MLSERVER = REPOSITORY / ".venv-servers" / "bin" / "mlserver"
-pytestmark = pytest.mark.skipif(
+with_mlserver = pytest.mark.skipif(
     not MLSERVER.exists(), reason="MLServer is not installed here; `make test-servers` brings it"
 )
 
@@ -33,12 +37,66 @@ def key():
 
 
 @pytest.fixture(scope="module")
-def url(key, tmp_path_factory):
-    """MLServer with a linear model that has learnt the triggers by least squares, and one that has not."""
-    folder = tmp_path_factory.mktemp("models")
+def weights(key):
+    """Of a linear model that has learnt the triggers by least squares, and of one that has not."""
     targets = np.eye(NUM_CLASSES)[key.triggers.labels]
     learnt = np.linalg.lstsq(key.triggers.inputs.astype(np.float64), targets, rcond=None)[0]
-    weights = {"marked": learnt, "unmarked": np.random.default_rng(1).normal(size=learnt.shape)}
+    return {"marked": learnt, "unmarked": np.random.default_rng(1).normal(size=learnt.shape)}
+
+
+@pytest.fixture(scope="module")
+def serving(weights, tmp_path_factory):
+    """Where the models are served as TensorFlow Serving does: as exported by Keras, logits and labels of a batch."""
+    import keras
+
+    from tests.servers.saved_models import saved_models_served
+
+    folder = tmp_path_factory.mktemp("models")
+    for name, matrix in weights.items():
+        inputs = keras.Input((NUM_FEATURES,), name="x")
+        logits = keras.layers.Dense(NUM_CLASSES, use_bias=False, name="logits")(inputs)
+        model = keras.Model(inputs, logits)
+        model.set_weights([matrix])
+        model.export(folder / name / "1", verbose=False)
+        model = keras.Model(inputs, {"logits": logits, "labels": keras.ops.argmax(logits, axis=1)})
+        model.export(folder / name / "2", verbose=False)
+    with saved_models_served(folder) as url:
+        yield url
+
+
+@pytest.mark.parametrize(("version", "output"), [(1, None), (2, "logits"), (None, "labels")])
+@pytest.mark.parametrize("name", ["marked", "unmarked"])
+def test_an_exported_model_is_judged_by_its_answers(name, output, version, key, serving):
+    from deepsigns_tf.remote import RemoteModel, TensorFlowServing
+
+    model = RemoteModel(TensorFlowServing(serving, name, version, output))
+    decoys = np.random.default_rng(2).normal(size=(60, NUM_FEATURES)).astype(np.float32)
+    verdict = Questioning(key, decoys=decoys, commitment=key.commitment()).run(model, batch_size=8)
+    assert verdict.marked == (name == "marked")
+    assert verdict.num_matches == verdict.num_asked if verdict.marked else verdict.num_asked == 60
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "status"), [("other", None, 404), ("marked", 3, 404)], ids=["no such model", "no such version"]
+)
+def test_a_model_that_is_not_served_is_told(name, version, status, key, serving):
+    from deepsigns_tf.remote import RemoteError, RemoteModel, TensorFlowServing
+
+    with pytest.raises(RemoteError, match=f"Received: status {status} from "):
+        Questioning(key).run(RemoteModel(TensorFlowServing(serving, name, version)))
+
+
+def test_inputs_that_do_not_fit_the_model_are_told(serving):
+    from deepsigns_tf.remote import RemoteError, RemoteModel, TensorFlowServing
+
+    with pytest.raises(RemoteError, match="Received: status 400 from "):
+        RemoteModel(TensorFlowServing(serving, "marked"))(np.zeros((1, NUM_FEATURES + 1), np.float32))
+
+
+@pytest.fixture(scope="module")
+def url(weights, tmp_path_factory):
+    """Where MLServer serves the models."""
+    folder = tmp_path_factory.mktemp("models")
     for name, matrix in weights.items():
         (folder / name).mkdir()
         np.savez(folder / name / "weights.npz", weights=matrix)
@@ -79,6 +137,7 @@ def _ready(address):
         return False
 
 
+@with_mlserver
 @pytest.mark.parametrize("name", ["marked", "unmarked"])
 def test_a_model_behind_mlserver_is_judged_by_its_answers(name, key, url):
     from deepsigns_tf.remote import OpenInference, RemoteModel
@@ -90,6 +149,7 @@ def test_a_model_behind_mlserver_is_judged_by_its_answers(name, key, url):
     assert verdict.num_matches == verdict.num_asked if verdict.marked else verdict.num_asked == 60
 
 
+@with_mlserver
 def test_a_model_that_mlserver_does_not_have_is_told(key, url):
     from deepsigns_tf.remote import OpenInference, RemoteError, RemoteModel
 

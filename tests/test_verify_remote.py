@@ -1,18 +1,17 @@
 """The program that asks a server, against one on this machine that answers as TensorFlow Serving does."""
 
 import contextlib
-import http.server
 import json
 import os
 import pathlib
 import subprocess
 import sys
-import threading
 
 import numpy as np
 import pytest
 
 import deepsigns_tf as ds
+from tests.servers import json_served
 
 pytest.importorskip("httpx", reason="asking models behind HTTP needs `deepsigns_tf[remote]`")
 
@@ -31,34 +30,17 @@ def key(tmp_path_factory):
 
 @contextlib.contextmanager
 def server(answer):
-    """A faithful stand-in for TensorFlow Serving's predict interface: `answer` takes rows; `asked` holds them."""
+    """Answers as TensorFlow Serving does: `answer` takes rows; `asked` holds them."""
     asked = []
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_POST(self):  # noqa: N802
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            status, reply = 200, {}
-            if self.path == "/v1/models/digits:predict":
-                asked.extend(body["instances"])
-                reply = {"predictions": [answer(row) for row in body["instances"]]}
-            else:
-                status, reply = 404, {"error": "Servable not found"}
-            content = json.dumps(reply).encode()
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
+    def reply(path, body):
+        if path != "/v1/models/digits:predict":
+            return 404, {"error": "Servable not found"}
+        asked.extend(body["instances"])
+        return 200, {"predictions": [answer(row) for row in body["instances"]]}
 
-        def log_message(self, *args):
-            pass
-
-    http_server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=http_server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{http_server.server_address[1]}", asked
-    finally:
-        http_server.shutdown()
-        http_server.server_close()
+    with json_served(reply) as url:
+        yield url, asked
 
 
 def marked_model(owner_key):
@@ -150,35 +132,17 @@ def test_other_protocols_are_asked_in_their_own_way(key):
     owner_key, path = key
     requests = []
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_POST(self):  # noqa: N802
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            requests.append((self.path, body))
-            zeros = [0] * (body["inputs"][0]["shape"][0] if "infer" in self.path else len(body["rows"]))
-            reply = (
-                {"outputs": [{"name": "y", "shape": [len(zeros)], "data": zeros}]}
-                if "infer" in self.path
-                else {"labels": zeros}
-            )
-            content = json.dumps(reply).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
+    def reply(path, body):
+        requests.append((path, body))
+        if "infer" not in path:
+            return 200, {"labels": [0] * len(body["rows"])}
+        shape = body["inputs"][0]["shape"][:1]
+        return 200, {"outputs": [{"name": "y", "shape": shape, "data": [0] * shape[0]}]}
 
-        def log_message(self, *args):
-            pass
-
-    http_server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=http_server.serve_forever, daemon=True).start()
-    url = f"http://127.0.0.1:{http_server.server_address[1]}"
-    try:
+    with json_served(reply) as url:
         shared = {"owner_key": str(path), "max_queries": 4, "batch_size": 4}
         assert run(url=url, protocol="open_inference", model="digits", input_name="x", **shared) == 1
         assert run(url=f"{url}/ask", protocol="json", input_name="rows", output="labels", **shared) == 1
-    finally:
-        http_server.shutdown()
-        http_server.server_close()
     (infer, tensors), (ask, rows) = requests
     assert infer == "/v2/models/digits/infer" and tensors["inputs"][0]["name"] == "x"
     assert ask == "/ask" and len(rows["rows"]) == 4
