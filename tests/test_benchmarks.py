@@ -8,6 +8,7 @@ import math
 import operator
 import os
 import time
+import types
 
 import keras
 import numpy as np
@@ -18,7 +19,7 @@ from deepsigns_tf.statistics import binomial_log10_tail
 
 pytest.importorskip("tqdm", reason="the measurements are made in the environment of requirements.txt")
 
-from benchmarks import accelerator, calibration, cores, overhead, pictures, studies, tables  # noqa: E402
+from benchmarks import accelerator, calibration, cores, overhead, pictures, studies, tables, trigger_calibration  # noqa: E402
 from scripts import folders  # noqa: E402
 from scripts.configs import result_settings  # noqa: E402
 from tests.finished_runs import verified_here  # noqa: E402
@@ -37,21 +38,24 @@ def test_only_marked_places_are_filled():
     assert "old" not in result
 
 
+TAILS = [binomial_log10_tail(matches, 640) for matches in range(641)]
+
+
 def test_calibration_accepts_true_p_values_and_sees_false_ones():
     random = np.random.default_rng(0)
-    tails = np.array([binomial_log10_tail(matches, 640) for matches in range(641)])
+    tails = np.array(TAILS)
     matches = random.binomial(640, 0.5, size=(4000, 20))
-    assert calibration._row("hard", 1e-2, tails[matches])["as_promised"]
+    assert calibration.acceptance("hard", 1e-2, tails[matches], TAILS)["as_promised"]
     # One message reused over ten classes: the variance of the matches is ten times too large.
     reused = 10 * random.binomial(64, 0.5, size=(4000, 20))
-    assert not calibration._row("hard", 1e-2, tails[reused])["as_promised"]
-    assert not calibration._row("soft", 1e-2, tails[reused])["as_promised"]
+    assert not calibration.acceptance("hard", 1e-2, tails[reused], TAILS)["as_promised"]
+    assert not calibration.acceptance("soft", 1e-2, tails[reused])["as_promised"]
 
 
 def test_the_attained_size_is_the_largest_tail_below_the_level():
-    row = calibration._row("hard", 1e-3, np.zeros((10, 20)))
+    row = calibration.acceptance("hard", 1e-3, np.zeros((10, 20)), TAILS)
     assert row["attained"] <= 1e-3
-    assert any(math.isclose(row["attained"], 10 ** binomial_log10_tail(m, 640)) for m in range(641))
+    assert any(math.isclose(row["attained"], 10**tail) for tail in TAILS)
 
 
 def test_calibration_reads_each_key_from_each_model(monkeypatch):
@@ -66,6 +70,27 @@ def test_calibration_reads_each_key_from_each_model(monkeypatch):
         monkeypatch.setattr(calibration, "_shared", (activations[model : model + 1], labels))
         np.testing.assert_array_equal(calibration._log10_p_values(np.array([0, 1, 2]))[:, 0], log10_p[:, model])
     assert (log10_p[:, 0] != log10_p[:, 1]).any() and len(np.unique(log10_p[:, :, 1])) > 3
+
+
+def test_calibration_asks_each_model_with_each_key():
+    """A model whose answers are a function of the inputs, and one that knows a key's labels."""
+    sums = types.SimpleNamespace(
+        predict_on_batch=lambda inputs: np.eye(10)[(1e4 * inputs.sum(axis=(1, 2))).astype(int) % 10]
+    )
+    knows = types.SimpleNamespace(predict_on_batch=lambda inputs: np.eye(10)[trigger_calibration._labels(3, "uniform")])
+    log10_p = []
+    for number in (3, 4):
+        inputs = trigger_calibration._inputs(number)
+        assert inputs.shape == (100, 28, 28) and 0 <= inputs.min() < 0.001 and 0.999 < inputs.max() <= 1
+        answers = trigger_calibration._answers(number, inputs, [sums, knows])
+        assert answers.shape == (4, 100) and len(set(answers[0])) == 10 and set(answers[2]) == {0}
+        log10_p.append(trigger_calibration._log10_p_values(number, answers))
+    # Suspects x tests: whoever knows the labels is found by the tests of these labels, with this key alone.
+    assert log10_p[0].shape == (4, 3)
+    assert log10_p[0][1, 0] == pytest.approx(-100) and -100 < log10_p[0][1, 1] < -90 and log10_p[0][1, 2] > -6
+    assert (log10_p[1] > -6).all() and (log10_p[0][[0, 2, 3]] > -6).all()
+    # Ten of each class: whoever answers one class always meets ten, and nothing follows.
+    assert log10_p[0][2, 2] == log10_p[1][2, 2] == 0
 
 
 def test_the_interval_of_the_median_covers_it_as_often_as_it_says():
