@@ -204,7 +204,7 @@ def _trainer(model: Any, settings: Any, setting: Setting) -> Callable[[], None]:
     import keras
     import tensorflow as tf
 
-    from scripts.training import compile_classifier
+    from scripts.fitting import compile_classifier
 
     random = np.random.default_rng(0)
     num_examples = _BATCH_SIZE * (10 if setting.by_step else _STEPS_OF_FIT)
@@ -248,7 +248,7 @@ def _settings(setting: Setting) -> Any:
 def _key_and_models(setting: Setting, settings: Any) -> tuple[Any, Any, Any]:
     """A key, a plain network, and one marked with the key."""
     import deepsigns_tf as ds
-    from scripts.training import carriers, regularizers
+    from scripts.marking import carriers, regularizers
 
     program = _program(setting)
     build = _hidden_layer(setting) if setting.width else program.builder(settings)

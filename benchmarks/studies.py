@@ -195,7 +195,7 @@ def _attacked(program: Any, settings: Any, epochs: int) -> dict[str, Any]:
     import keras
 
     import deepsigns_tf as ds
-    from scripts.training import accuracy, batches_of, compile_classifier
+    from scripts.fitting import accuracy, batches_of, compile_classifier
 
     folder = pathlib.Path(settings.output_dir)
     data = program.task(settings).data

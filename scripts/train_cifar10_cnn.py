@@ -17,22 +17,23 @@ from models.cifar10_cnn import CONVOLUTIONS, FEATURES, POOLINGS, cifar10_cnn
 from scripts import training
 from scripts.configs import option, redefined, run_program
 from scripts.datasets import load_cifar10
+from scripts.tasks import Task, TrainingConfig
 
 # The layers that may carry a mark.
 CARRIER_LAYERS = (*CONVOLUTIONS, *POOLINGS, FEATURES)
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(training.TrainingConfig):
+class Config(TrainingConfig):
     """What a run depends on. The defaults are the settings of the README's results."""
 
     dropout: float = option(
         0.1, "Rate after each pooling; twice that after the hidden layer.", minimum=0.0, maximum=0.49
     )
-    label_smoothing: float = redefined(training.TrainingConfig, "label_smoothing", 0.1)
-    strength: float = redefined(training.TrainingConfig, "strength", 0.2)
-    augment: bool = redefined(training.TrainingConfig, "augment", True)
-    mixed_precision: str = redefined(training.TrainingConfig, "mixed_precision", "mixed_bfloat16")
+    label_smoothing: float = redefined(TrainingConfig, "label_smoothing", 0.1)
+    strength: float = redefined(TrainingConfig, "strength", 0.2)
+    augment: bool = redefined(TrainingConfig, "augment", True)
+    mixed_precision: str = redefined(TrainingConfig, "mixed_precision", "mixed_bfloat16")
     dataset: str = option("cifar10", "All of CIFAR-10 by TFDS, or made-up images.", choices=("cifar10", "synthetic"))
 
 
@@ -41,9 +42,9 @@ def builder(config: Config) -> Callable[..., keras.Model]:
     return functools.partial(cifar10_cnn, dropout=config.dropout)
 
 
-def task(config: Config) -> training.Task:
+def task(config: Config) -> Task:
     """Network and data of a run."""
-    return training.Task(
+    return Task(
         program="scripts.train_cifar10_cnn",
         title="32C3-32C3-MP2-64C3-64C3-MP2-512-10",
         data=load_cifar10(config.dataset, config.data_dir).hold_out(config.holdout),

@@ -17,26 +17,27 @@ from models.wide_resnet import FEATURES, MIDDLE, wide_resnet
 from scripts import training
 from scripts.configs import option, redefined, run_program
 from scripts.datasets import load_cifar10
+from scripts.tasks import Task, TrainingConfig
 
 # The layers that may carry a mark.
 CARRIER_LAYERS = (MIDDLE, FEATURES)
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(training.TrainingConfig):
+class Config(TrainingConfig):
     """What a run depends on. The defaults are the settings of the README's results."""
 
     depth: int = option(16, "Of the network: 6 n + 4.", minimum=10)
     width: int = option(2, "Factor on the network's channels.", minimum=1)
     l2: float = option(2.5e-4, "Factor of the squared kernels in the loss.", minimum=0.0)
-    epochs: int = redefined(training.TrainingConfig, "epochs", 30)
-    optimizer: str = redefined(training.TrainingConfig, "optimizer", "sgd")
-    learning_rate: float = redefined(training.TrainingConfig, "learning_rate", 0.1)
-    warmup_epochs: int = redefined(training.TrainingConfig, "warmup_epochs", 2)
-    label_smoothing: float = redefined(training.TrainingConfig, "label_smoothing", 0.1)
-    strength: float = redefined(training.TrainingConfig, "strength", 0.3)
-    augment: bool = redefined(training.TrainingConfig, "augment", True)
-    mixed_precision: str = redefined(training.TrainingConfig, "mixed_precision", "mixed_bfloat16")
+    epochs: int = redefined(TrainingConfig, "epochs", 30)
+    optimizer: str = redefined(TrainingConfig, "optimizer", "sgd")
+    learning_rate: float = redefined(TrainingConfig, "learning_rate", 0.1)
+    warmup_epochs: int = redefined(TrainingConfig, "warmup_epochs", 2)
+    label_smoothing: float = redefined(TrainingConfig, "label_smoothing", 0.1)
+    strength: float = redefined(TrainingConfig, "strength", 0.3)
+    augment: bool = redefined(TrainingConfig, "augment", True)
+    mixed_precision: str = redefined(TrainingConfig, "mixed_precision", "mixed_bfloat16")
     dataset: str = option("cifar10", "All of CIFAR-10 by TFDS, or made-up images.", choices=("cifar10", "synthetic"))
 
 
@@ -45,9 +46,9 @@ def builder(config: Config) -> Callable[..., keras.Model]:
     return functools.partial(wide_resnet, config.depth, config.width, l2=config.l2)
 
 
-def task(config: Config) -> training.Task:
+def task(config: Config) -> Task:
     """Network and data of a run."""
-    return training.Task(
+    return Task(
         program="scripts.train_cifar10_wrn",
         title=f"WRN-{config.depth}-{config.width}",
         data=load_cifar10(config.dataset, config.data_dir).hold_out(config.holdout),

@@ -18,27 +18,28 @@ from models.imdb_lstm import FEATURES, POOLED, imdb_lstm
 from scripts import training
 from scripts.configs import option, redefined, run_program
 from scripts.datasets import load_imdb
+from scripts.tasks import Task, TrainingConfig
 
 # The layers that may carry a mark.
 CARRIER_LAYERS = (POOLED, FEATURES)
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(training.TrainingConfig):
+class Config(TrainingConfig):
     """What a run depends on. The defaults are the settings of the README's results."""
 
     num_tokens: int = option(20_000, "Size of the vocabulary.", minimum=3)
     sequence_length: int = option(400, "Tokens of a review; longer ones are cut.", minimum=1)
     bidirectional: bool = option(True, "Whether a second LSTM reads backwards.")
-    epochs: int = redefined(training.TrainingConfig, "epochs", 3)
-    label_smoothing: float = redefined(training.TrainingConfig, "label_smoothing", 0.1)
+    epochs: int = redefined(TrainingConfig, "epochs", 3)
+    label_smoothing: float = redefined(TrainingConfig, "label_smoothing", 0.1)
     subclasses: int = option(
         1, "Carrier classes of each label: its reviews in that many parts by length; 0 .. 2 subclasses - 1.", minimum=1
     )
-    strength: float = redefined(training.TrainingConfig, "strength", 0.3)
-    num_classes: int = redefined(training.TrainingConfig, "num_classes", 2)
-    carriers: str = redefined(training.TrainingConfig, "carriers", "features:128,pooled:64")
-    trigger_family: str = redefined(training.TrainingConfig, "trigger_family", "tokens", ("tokens", "noise"))
+    strength: float = redefined(TrainingConfig, "strength", 0.3)
+    num_classes: int = redefined(TrainingConfig, "num_classes", 2)
+    carriers: str = redefined(TrainingConfig, "carriers", "features:128,pooled:64")
+    trigger_family: str = redefined(TrainingConfig, "trigger_family", "tokens", ("tokens", "noise"))
     dataset: str = option(
         "imdb_reviews", "All labelled reviews by TFDS, or made-up ones.", choices=("imdb_reviews", "synthetic")
     )
@@ -54,7 +55,7 @@ def builder(config: Config) -> Callable[..., keras.Model]:
     )
 
 
-def task(config: Config) -> training.Task:
+def task(config: Config) -> Task:
     """Network and data of a run."""
     data = load_imdb(config.dataset, config.num_tokens, config.sequence_length, config.data_dir).hold_out(
         config.holdout
@@ -68,7 +69,7 @@ def task(config: Config) -> training.Task:
         part = keras.ops.sum(keras.ops.cast(length[:, None] > limits[None], "int32"), axis=1)
         return config.subclasses * keras.ops.cast(labels, "int32") + part
 
-    return training.Task(
+    return Task(
         program="scripts.train_imdb_lstm",
         title=f"{'BiLSTM' if config.bidirectional else 'LSTM'}-512-2",
         data=data,

@@ -16,13 +16,14 @@ from models.mnist_mlp import FEATURES, HIDDEN, mnist_mlp
 from scripts import training
 from scripts.configs import option, run_program
 from scripts.datasets import load_mnist
+from scripts.tasks import Task, TrainingConfig
 
 # The layers that may carry a mark.
 CARRIER_LAYERS = (HIDDEN, FEATURES)
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(training.TrainingConfig):
+class Config(TrainingConfig):
     """What a run depends on. The defaults are the settings of the README's results."""
 
     dataset: str = option(
@@ -37,9 +38,9 @@ def builder(config: Config) -> Callable[..., keras.Model]:
     return mnist_mlp
 
 
-def task(config: Config) -> training.Task:
+def task(config: Config) -> Task:
     """Network and data of a run."""
-    return training.Task(
+    return Task(
         program="scripts.train_mnist_mlp",
         title="784-512-512-10",
         data=load_mnist(config.dataset, config.data_dir).hold_out(config.holdout),

@@ -544,11 +544,14 @@ def interrupted(train, config):
 
 def test_an_interrupted_run_goes_on_where_it_stopped(train, training, quick, begun, tmp_path, monkeypatch):
     """Interruptions while the state is written, in both trainings, and between the key and the released model."""
-    seed_key = training._new_key(
+    from scripts.marking import generate_key
+    from scripts.tasks import Task
+
+    seed_key = generate_key(
         train.Config("", dataset="mnist5k"),
-        training.Task("", "", train.load_mnist("mnist5k", None), train.mnist_mlp, ("features",)),
+        Task("", "", train.load_mnist("mnist5k", None), train.mnist_mlp, ("features",)),
     )
-    monkeypatch.setattr(training, "_new_key", lambda config, task: seed_key)
+    monkeypatch.setattr(training, "generate_key", lambda config, task: seed_key)
     whole = train.Config(str(tmp_path / "whole"), dataset="mnist5k", epochs=3, batch_size=256)
     train.run(whole)
     begun.clear()
@@ -761,19 +764,21 @@ def test_the_tokenizer_of_a_run_gives_the_tokens_that_the_network_was_trained_on
     )
 
 
-def test_compiling_is_as_the_configuration_says(train, training):
+def test_compiling_is_as_the_configuration_says(train):
+    from scripts.fitting import compile_classifier
+
     model = train.mnist_mlp()
     for changes, optimizer, loss in (
         ({}, "Adam", "SparseCategoricalCrossentropy"),
         ({"optimizer": "sgd", "label_smoothing": 0.1}, "SGD", "CategoricalCrossentropy"),
     ):
-        training.compile_classifier(model, 0.25, train.Config("", **changes))
+        compile_classifier(model, 0.25, train.Config("", **changes))
         assert type(model.optimizer).__name__ == optimizer and float(model.optimizer.learning_rate) == 0.25
         assert type(model.loss).__name__ == loss and model.loss.get_config()["from_logits"]
     assert model.optimizer.momentum == 0.9 and model.optimizer.nesterov
     assert model.loss.label_smoothing == 0.1
     for flag, setting in (("on", True), ("off", False)):
-        training.compile_classifier(model, 0.25, train.Config("", jit_compile=flag))
+        compile_classifier(model, 0.25, train.Config("", jit_compile=flag))
         assert model.jit_compile is setting
 
 

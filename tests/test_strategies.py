@@ -68,6 +68,7 @@ def _run(strategy, kind, folder, weights, **changes):
     """Trains as the programs do and leaves the weights of both models in `{weights}_{unmarked or marked}.npz`."""
     from scripts import training
     from scripts.datasets import Dataset
+    from scripts.tasks import Task, TrainingConfig
 
     settings = {
         "batch_size": BATCH_SIZE,
@@ -78,20 +79,20 @@ def _run(strategy, kind, folder, weights, **changes):
         "num_key_inputs_per_class": 16,
         "optimizer": "sgd",
     }
-    config = training.TrainingConfig(str(folder), strategy=strategy, **(settings | changes))
+    config = TrainingConfig(str(folder), strategy=strategy, **(settings | changes))
     x, y = _blobs()
     data = Dataset("blobs", x[:NUM_EXAMPLES], y[:NUM_EXAMPLES], x[NUM_EXAMPLES:], y[NUM_EXAMPLES:])
-    task = training.Task("tests", "network", data, functools.partial(_network, kind), ("features",))
-    fit = training._fit
+    task = Task("tests", "network", data, functools.partial(_network, kind), ("features",))
+    fit = training.fit_classifier
 
     def fit_and_keep_weights(model, folder, name, *args):
         fit(model, folder, name, *args)
         _save_weights(f"{weights}_{name}.npz", model)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "_fit", fit_and_keep_weights)
+        patch.setattr(training, "fit_classifier", fit_and_keep_weights)
         # The same bits in all runs, and no more processes than needed.
-        patch.setattr(training, "_new_key", lambda config, task: _key().with_key_inputs(x, y, 16))
+        patch.setattr(training, "generate_key", lambda config, task: _key().with_key_inputs(x, y, 16))
         patch.setattr(training, "_verify_in_fresh_process", verified_here)
         return training.run(config, lambda: task)
 
@@ -486,13 +487,14 @@ CLUSTER = {"worker": ["localhost:1", "localhost:2"]}
 )
 def test_a_process_that_does_not_know_its_fellows_is_refused(value, monkeypatch, tmp_path):
     from scripts import training
+    from scripts.tasks import TrainingConfig
 
     monkeypatch.delenv("TF_CONFIG", raising=False)
     if value is not None:
         monkeypatch.setenv("TF_CONFIG", value)
     with pytest.raises(ValueError) as error:
         # Before any data is loaded: TensorFlow then no longer connects.
-        config = training.TrainingConfig(str(tmp_path / "run"), strategy="multi_worker")
+        config = TrainingConfig(str(tmp_path / "run"), strategy="multi_worker")
         training.run(config, lambda: pytest.fail("data was loaded"))
     assert str(error.value) == (
         "This process does not know its fellow workers. Expected the same list of workers in every process's environment variable "
