@@ -20,6 +20,7 @@ from deepsigns_tf.statistics import binomial_log10_tail
 pytest.importorskip("tqdm", reason="the measurements are made in the environment of requirements.txt")
 
 from benchmarks import accelerator, calibration, cores, overhead, pictures, studies, tables, trigger_calibration  # noqa: E402
+from models.mnist_mlp import mnist_mlp  # noqa: E402
 from scripts import folders  # noqa: E402
 from scripts.configs import result_settings  # noqa: E402
 from tests.finished_runs import verified_here  # noqa: E402
@@ -73,17 +74,16 @@ def test_calibration_reads_each_key_from_each_model(monkeypatch):
 
 
 def test_calibration_asks_each_model_with_each_key():
-    """A model whose answers are a function of the inputs, and one that knows a key's labels."""
-    sums = types.SimpleNamespace(
-        predict_on_batch=lambda inputs: np.eye(10)[(1e4 * inputs.sum(axis=(1, 2))).astype(int) % 10]
-    )
+    """The network, and a model that knows a key's labels."""
+    network = mnist_mlp()
     knows = types.SimpleNamespace(predict_on_batch=lambda inputs: np.eye(10)[trigger_calibration._labels(3, "uniform")])
     log10_p = []
     for number in (3, 4):
         inputs = trigger_calibration._inputs(number)
-        assert inputs.shape == (100, 28, 28) and 0 <= inputs.min() < 0.001 and 0.999 < inputs.max() <= 1
-        answers = trigger_calibration._answers(number, inputs, [sums, knows])
-        assert answers.shape == (4, 100) and len(set(answers[0])) == 10 and set(answers[2]) == {0}
+        assert inputs.shape == (100, 784) and 0 <= inputs.min() < 0.001 and 0.999 < inputs.max() <= 1
+        answers = trigger_calibration._answers(number, inputs, [network, knows])
+        assert answers.shape == (4, 100) and set(answers[2]) == {0} and len(set(answers[3])) == 10
+        np.testing.assert_array_equal(answers[0], network.predict(inputs, verbose=0).argmax(axis=1))
         log10_p.append(trigger_calibration._log10_p_values(number, answers))
     # Suspects x tests: whoever knows the labels is found by the tests of these labels, with this key alone.
     assert log10_p[0].shape == (4, 3)
