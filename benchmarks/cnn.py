@@ -5,6 +5,7 @@ python -m benchmarks.cnn --study=default     # results/cnn_default.json
 
 import functools
 
+from benchmarks.attacks import Attacks
 from benchmarks.studies import Config, Network, Study, run, search
 from scripts.configs import run_program
 
@@ -15,7 +16,7 @@ NETWORK = Network(
     "cnn",
     "scripts.train_cifar10_cnn",
     {
-        "default": Study(range(5), attacked=True),
+        "default": Study(range(5), attacks=Attacks()),
         # How strong, and where: maps averaged and flattened, early and late, two layers at once.
         "search": search(
             _SEARCH,

@@ -5,6 +5,7 @@ python -m benchmarks.lstm --study=default     # results/lstm_default.json
 
 import functools
 
+from benchmarks.attacks import Attacks
 from benchmarks.studies import Config, Network, Study, run, search
 from scripts.configs import run_program
 
@@ -15,7 +16,7 @@ NETWORK = Network(
     "lstm",
     "scripts.train_imdb_lstm",
     {
-        "default": Study(range(5), attacked=True),
+        "default": Study(range(5), attacks=Attacks(fine_tuning_epochs=4)),
         # How strong, and how 256 bits and more fit into two classes: one wide layer, two layers, more classes made from the inputs.
         "search": search(
             _SEARCH,
@@ -28,7 +29,6 @@ NETWORK = Network(
             {"strength": 0.3, "carriers": "features:32", "subclasses": 4, "num_classes": 8},
         ),
     },
-    fine_tuning_epochs=4,
 )
 
 if __name__ == "__main__":

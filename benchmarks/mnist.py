@@ -5,6 +5,7 @@ python -m benchmarks.mnist --study=default     # results/mnist_default.json
 
 import functools
 
+from benchmarks.attacks import Attacks
 from benchmarks.studies import Config, Network, Study, run
 from scripts.configs import run_program
 
@@ -12,8 +13,8 @@ NETWORK = Network(
     "mnist",
     "scripts.train_mnist_mlp",
     {
-        "default": Study(range(10), attacked=True),
-        "learned": Study(range(2), ({"centres": "learned"},), attacked=True),
+        "default": Study(range(10), attacks=Attacks()),
+        "learned": Study(range(2), ({"centres": "learned"},), attacks=Attacks()),
         # lambda_1 = lambda_2 = 0.01; the paper sums the loss over the 16 bits of one class, `strength` weighs their mean.
         "paper": Study(
             range(2),
@@ -27,9 +28,9 @@ NETWORK = Network(
                     "carriers": "features:16",
                 },
             ),
-            attacked=True,
+            attacks=Attacks(),
         ),
-        "fine_tuned": Study(range(2), ({"fine_tune_epochs": 5},), attacked=True),
+        "fine_tuned": Study(range(2), ({"fine_tune_epochs": 5},), attacks=Attacks()),
         # The search for the default strength, on held-out training images.
         "strength": Study(
             range(100, 102), tuple({"strength": each, "holdout": 5000} for each in (0.3, 1.0, 3.0, 10.0))

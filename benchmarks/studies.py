@@ -12,10 +12,9 @@ import pathlib
 import time
 from typing import Any
 
+from benchmarks.attacks import Attacks, attacked
 from benchmarks.cores import pool_on_cores
 from scripts.configs import command_line, option, result_settings
-
-PRUNED_FRACTIONS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,13 +24,13 @@ class Study:
     Args:
         seeds: Fixed before any of them was run.
         settings: What differs from the program's defaults; a run for each and every seed.
-        attacked: Whether the released models are pruned and fine-tuned too.
+        attacks: What the released models go through; nothing by default.
         share_twin: Whether the settings differ in the mark alone, so that the runs of a seed have one unmarked twin.
     """
 
     seeds: range
     settings: tuple[dict[str, Any], ...] = ({},)
-    attacked: bool = False
+    attacks: Attacks | None = None
     share_twin: bool = False
 
 
@@ -53,13 +52,11 @@ class Network:
         name: Folder of its runs, first part of the names of its results.
         program: Name of the module that trains it.
         studies: Name -> study.
-        fine_tuning_epochs: For the attack.
     """
 
     name: str
     program: str
     studies: dict[str, Study]
-    fine_tuning_epochs: int = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,17 +145,11 @@ def _run(network: Network, config: Config, number: int, seed: int) -> dict[str, 
     else:
         row = _row(program.run(settings))
         write_json(path, row)
-    if study.attacked and _attacks_of(row) != (PRUNED_FRACTIONS, network.fine_tuning_epochs):
-        row |= _attacked(program, settings, network.fine_tuning_epochs)
-        write_json(path, row)
+    if study.attacks:
+        for part in attacked(row, program, settings, study.attacks):
+            row |= part
+            write_json(path, row)
     return row
-
-
-def _attacks_of(row: dict[str, Any]) -> tuple[tuple[float, ...], int] | None:
-    """The attacks that a row was measured under: pruned fractions, epochs of fine-tuning."""
-    if "fine_tuned" not in row:
-        return None
-    return tuple(float(fraction) for fraction in row["pruned"]), row["fine_tuned"]["epochs"]
 
 
 def _twin(folder: pathlib.Path) -> str:
@@ -169,52 +160,39 @@ def _twin(folder: pathlib.Path) -> str:
 
 
 def _row(result: dict[str, Any]) -> dict[str, Any]:
-    readings = result["verdict"]["readings"]
-    return {
+    row = {
         "date": result["date"],
         "hardware": result["hardware"],
         "versions": result["versions"],
         "data": result["data"],
         "settings": result["settings"],
         "accuracy": result["accuracy"],
-        "num_bits": result["verdict"]["num_bits"],
-        "bit_error_rate": result["bit_error_rate"],
-        "log10_p_value": {"marked": result["verdict"]["log10_p_value"]}
-        | {name: control["log10_p_value"] for name, control in result["controls"].items()},
-        # Over the carriers: the worst of each.
-        "margin": {name: min(reading[f"{name}_margin"] for reading in readings) for name in ("smallest", "median")},
-        "carriers": {
-            reading["carrier"]: {"bit_error_rate": reading["bit_error_rate"], "median_margin": reading["median_margin"]}
-            for reading in readings
-        },
         "training_seconds": result["training_seconds"],
     }
-
-
-def _attacked(program: Any, settings: Any, epochs: int) -> dict[str, Any]:
-    import keras
-
-    import deepsigns_tf as ds
-    from scripts.fitting import accuracy, batches_of, compile_classifier
-
-    folder = pathlib.Path(settings.output_dir)
-    data = program.task(settings).data
-    owner_key = ds.OwnerKey.load(folder / "owner.key")
-    # Before the model is loaded: dropout layers draw their seeds then.
-    keras.utils.set_random_seed(settings.seed)
-    marked = keras.models.load_model(folder / "marked.keras")
-
-    def outcome(model: keras.Model) -> dict[str, float]:
-        verdict = ds.verify(model, owner_key)
-        return {
-            "accuracy": accuracy(model, data),
-            "bit_error_rate": verdict.bit_error_rate,
-            "log10_p_value": verdict.log10_p_value,
+    if "verdict" in result:
+        readings = result["verdict"]["readings"]
+        row |= {
+            "num_bits": result["verdict"]["num_bits"],
+            "bit_error_rate": result["bit_error_rate"],
+            "log10_p_value": _of_all(result, "log10_p_value"),
+            # Over the carriers: the worst of each.
+            "margin": {name: min(reading[f"{name}_margin"] for reading in readings) for name in ("smallest", "median")},
+            "carriers": {
+                reading["carrier"]: {name: reading[name] for name in ("bit_error_rate", "median_margin")}
+                for reading in readings
+            },
         }
+    if "triggers" in result:
+        triggers = result["triggers"]
+        row["triggers"] = {
+            "num_triggers": triggers["verdict"]["num_triggers"],
+            "num_matches": _of_all(triggers, "num_matches"),
+            "log10_p_value": _of_all(triggers, "log10_p_value"),
+            "batch_norm": triggers["batch_norm"],
+        }
+    return row
 
-    pruned = {str(fraction): outcome(ds.prune_weights(marked, fraction)) for fraction in PRUNED_FRACTIONS}
-    # Fine-tuning: the task's loss alone, all training data, a fresh optimizer, a tenth of the learning rate, constant.
-    compile_classifier(marked, 0.1 * settings.learning_rate, settings)
-    batches, steps_per_epoch = batches_of(settings, data, range(settings.epochs, settings.epochs + epochs))()
-    marked.fit(batches, epochs=epochs, steps_per_epoch=steps_per_epoch, shuffle=False, verbose=2)
-    return {"pruned": pruned, "fine_tuned": {"epochs": epochs} | outcome(marked)}
+
+def _of_all(marks: dict[str, Any], name: str) -> dict[str, Any]:
+    """Of the marked model and of the controls."""
+    return {"marked": marks["verdict"][name]} | {control: each[name] for control, each in marks["controls"].items()}

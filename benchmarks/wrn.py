@@ -5,6 +5,7 @@ python -m benchmarks.wrn --study=default     # results/wrn_default.json
 
 import functools
 
+from benchmarks.attacks import Attacks
 from benchmarks.studies import Config, Network, Study, run, search
 from scripts.configs import run_program
 
@@ -15,7 +16,7 @@ NETWORK = Network(
     "wrn",
     "scripts.train_cifar10_wrn",
     {
-        "default": Study(range(1), attacked=True),
+        "default": Study(range(1), attacks=Attacks()),
         "short": Study(range(3), ({"epochs": 5},)),
         # How strong, and where: after the last block, in a middle one, both at once.
         "search": search(

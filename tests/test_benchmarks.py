@@ -20,6 +20,8 @@ from deepsigns_tf.statistics import binomial_log10_tail
 pytest.importorskip("tqdm", reason="the measurements are made in the environment of requirements.txt")
 
 from benchmarks import accelerator, calibration, cores, overhead, pictures, studies, tables, trigger_calibration  # noqa: E402
+from benchmarks import attacks as network_attacks  # noqa: E402
+from benchmarks.attacks import Attacks  # noqa: E402
 from models.mnist_mlp import mnist_mlp  # noqa: E402
 from scripts import folders  # noqa: E402
 from scripts.configs import result_settings  # noqa: E402
@@ -254,11 +256,11 @@ def test_capacities_come_in_order():
 def network(monkeypatch):
     """A network whose study trains three small models on made-up data, in this process."""
     monkeypatch.setattr(studies, "pool_on_cores", lambda num_workers: concurrent.futures.ThreadPoolExecutor(1))
-    monkeypatch.setattr(studies, "PRUNED_FRACTIONS", (0.0, 1.0))
     monkeypatch.setattr("scripts.training._verify_in_fresh_process", verified_here)
     quick = {"dataset": "synthetic", "epochs": 2}
-    study = studies.Study(range(5, 6), (quick, quick | {"strength": 0.0}), attacked=True, share_twin=True)
-    return studies.Network("made_up", "scripts.train_mnist_mlp", {"both": study}, fine_tuning_epochs=1)
+    attacks = Attacks(pruned_fractions=(0.0, 1.0), fine_tuning_epochs=1)
+    study = studies.Study(range(5, 6), (quick, quick | {"strength": 0.0}), attacks, share_twin=True)
+    return studies.Network("made_up", "scripts.train_mnist_mlp", {"both": study})
 
 
 def test_a_study_makes_a_row_of_each_run_and_goes_on_where_it_stopped(network, tmp_path, monkeypatch):
@@ -285,12 +287,48 @@ def test_a_study_makes_a_row_of_each_run_and_goes_on_where_it_stopped(network, t
     # Other attacks are made on the models that lie there.
     monkeypatch.setattr("scripts.train_mnist_mlp.run", lambda settings: pytest.fail("measured again"))
     assert studies.run(network, config) == result
-    monkeypatch.setattr(studies, "PRUNED_FRACTIONS", (0.0, 0.5, 1.0))
+    study = network.studies["both"]
+    attacks = dataclasses.replace(study.attacks, pruned_fractions=(0.0, 0.5, 1.0))
+    network.studies["both"] = dataclasses.replace(study, attacks=attacks)
     more = studies.run(network, config)
     for row, before in zip(more["rows"], result["rows"], strict=True):
         assert set(row["pruned"]) == {"0.0", "0.5", "1.0"} and row["fine_tuned"] == before["fine_tuned"]
-    monkeypatch.setattr(studies, "_attacked", lambda *args: pytest.fail("attacked again"))
+    monkeypatch.setattr(network_attacks, "_Run", lambda *args: pytest.fail("attacked again"))
     assert studies.run(network, config) == more
+
+
+def test_a_study_of_answers_attacks_the_triggers(tmp_path, monkeypatch):
+    monkeypatch.setattr(studies, "pool_on_cores", lambda num_workers: concurrent.futures.ThreadPoolExecutor(1))
+    monkeypatch.setattr("scripts.training._verify_in_fresh_process", verified_here)
+    monkeypatch.setattr(network_attacks, "input_changes", lambda: {"none": lambda x, _: x, "all": lambda x, _: 0 * x})
+    setting = {"dataset": "synthetic", "epochs": 4, "num_triggers": 20, "num_triggers_per_batch": 16, "batch_size": 64}
+    attacks = Attacks((0.0, 1.0), fine_tuning_epochs=1, overwriting_epochs=4, changes_inputs=True)
+    study = studies.Study(range(5, 6), (setting, setting | {"carriers": ""}), attacks, share_twin=True)
+    network = studies.Network("made_up", "scripts.train_mnist_mlp", {"triggers": study})
+    config = studies.Config("triggers", runs_dir=str(tmp_path / "runs"), results_dir=str(tmp_path / "results"))
+    both, alone = studies.run(network, config)["rows"]
+    assert both["num_bits"] == 640 and "num_bits" not in alone and "log10_p_value" not in alone["pruned"]["0.0"]
+    for row in (both, alone):
+        triggers = row["triggers"]
+        assert triggers["num_triggers"] == 20 and set(triggers["num_matches"]) == {
+            "marked",
+            "unmarked twin",
+            "wrong key",
+        }
+        assert triggers["num_matches"]["marked"] >= 15 and triggers["log10_p_value"]["marked"] < -10
+        for same in (row["pruned"]["0.0"], row["changed_inputs"]["none"]):
+            assert same["triggers"]["num_matches"] == triggers["num_matches"]["marked"]
+            assert same["accuracy"] == row["accuracy"]["marked"]
+        for gone in (row["pruned"]["1.0"], row["changed_inputs"]["all"]):
+            assert gone["triggers"]["num_matches"] < 10 and gone["accuracy"] == pytest.approx(0.1, abs=0.05)
+        assert row["fine_tuned"]["epochs"] == 1 and row["overwritten"]["epochs"] == 4
+        # The thief's triggers are learnt as the owner's were.
+        assert row["overwritten"]["thiefs_matches"] >= 15
+    # An attack that was killed goes on with the model that lies there, and is not made again once it stands in the row.
+    before = (tmp_path / "results" / "made_up_triggers.json").read_bytes()
+    monkeypatch.setattr("scripts.fitting.fit_classifier", lambda *args, **kwargs: pytest.fail("trained again"))
+    studies.run(network, config)
+    assert (tmp_path / "results" / "made_up_triggers.json").read_bytes() == before
 
 
 def test_a_result_tells_the_circumstances_of_its_runs(network, tmp_path, monkeypatch):

@@ -1,0 +1,172 @@
+"""What the released models of a study go through, and what is left of their marks."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+Images = np.ndarray
+Change = Callable[[Images, tuple[float, float]], Images]
+
+
+@dataclasses.dataclass(frozen=True)
+class Attacks:
+    """How the released models of a study are attacked.
+
+    Args:
+        pruned_fractions: Of the weights, the smallest, with no retraining.
+        fine_tuning_epochs: On the task's loss alone, on all training data, with a fresh optimizer at a tenth of the first
+            learning rate, constant.
+        overwriting_epochs: The owner's training again, from the released model, with as many other triggers in its batches; 0: none.
+        changes_inputs: Whether the images are changed on their way to the model.
+    """
+
+    pruned_fractions: tuple[float, ...] = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999)
+    fine_tuning_epochs: int = 10
+    overwriting_epochs: int = 0
+    changes_inputs: bool = False
+
+
+def input_changes() -> dict[str, Change]:
+    """Changes of images by their names in the tables."""
+    from deepsigns_tf.attacks.inputs import add_noise, blur, compress_jpeg, crop_randomly, reduce_bit_depth
+
+    return {
+        "noise, 2 % of the range": lambda images, unit: add_noise(images, 0.02, unit, seed=0),
+        "noise, 5 % of the range": lambda images, unit: add_noise(images, 0.05, unit, seed=0),
+        "noise, 10 % of the range": lambda images, unit: add_noise(images, 0.1, unit, seed=0),
+        "JPEG, quality 90": lambda images, unit: compress_jpeg(images, 90, unit),
+        "JPEG, quality 50": lambda images, unit: compress_jpeg(images, 50, unit),
+        "blur, half a pixel": lambda images, unit: blur(images, 0.5, unit),
+        "blur, one pixel": lambda images, unit: blur(images, 1.0, unit),
+        "5 bits a number": lambda images, unit: reduce_bit_depth(images, 5, unit),
+        "random crop to 90 %": lambda images, unit: crop_randomly(images, 0.9, unit, seed=0),
+        "random crop to 80 %": lambda images, unit: crop_randomly(images, 0.8, unit, seed=0),
+    }
+
+
+def attacked(row: dict[str, Any], program: Any, settings: Any, attacks: Attacks) -> Iterator[dict[str, Any]]:
+    """Attacks a released model in all ways that its row does not hold yet.
+
+    Args:
+        row: Of a study.
+        program: The module that trained the model.
+        settings: Of the run.
+        attacks: Which.
+
+    Yields:
+        What to add to the row, as each kind of attack is done: `pruned`, `changed_inputs`, `fine_tuned`, `overwritten`.
+    """
+    wanted: dict[str, tuple[Any, Any]] = {
+        "pruned": ([str(fraction) for fraction in attacks.pruned_fractions], _pruned),
+        "changed_inputs": (list(input_changes()) if attacks.changes_inputs else None, _with_changed_inputs),
+        "fine_tuned": (attacks.fine_tuning_epochs, _fine_tuned),
+        "overwritten": (attacks.overwriting_epochs or None, _overwritten),
+    }
+    run = None
+    for name, (what, attack) in wanted.items():
+        if what is None or what == _done(row.get(name)):
+            continue
+        run = run or _Run(program, settings)
+        yield {name: attack(run, what)}
+
+
+def _done(part: dict[str, Any] | None) -> Any:
+    """What an attack in a row was asked for: its epochs, or its ways."""
+    return None if part is None else part.get("epochs", list(part))
+
+
+class _Run:
+    """A finished run: its data, its key, its released model."""
+
+    def __init__(self, program: Any, settings: Any) -> None:
+        import deepsigns_tf as ds
+
+        self.settings = settings
+        self.folder = pathlib.Path(settings.output_dir)
+        self.task = program.task(settings)
+        self.owner_key = ds.OwnerKey.load(self.folder / "owner.key")
+
+    def released(self) -> Any:
+        """The marked model, as it lies there."""
+        import keras
+
+        # Before the model is loaded: dropout layers draw their seeds then.
+        keras.utils.set_random_seed(self.settings.seed)
+        return keras.models.load_model(self.folder / "marked.keras")
+
+    def outcome(self, model: Any, change: Callable[[Any], Any] = lambda inputs: inputs) -> dict[str, Any]:
+        """Accuracy, and what is left of the marks; with inputs changed on their way to the model, those that a thief sees."""
+        import deepsigns_tf as ds
+        from scripts.fitting import accuracy
+        from scripts.training import answers_verdict
+
+        data = self.task.data
+        found: dict[str, Any] = {"accuracy": accuracy(model, dataclasses.replace(data, x_test=change(data.x_test)))}
+        if self.owner_key.carriers:
+            verdict = ds.verify(model, self.owner_key)
+            found |= {"bit_error_rate": verdict.bit_error_rate, "log10_p_value": verdict.log10_p_value}
+        if self.owner_key.triggers is not None:
+            triggers = dataclasses.replace(self.owner_key.triggers, inputs=change(self.owner_key.triggers.inputs))
+            answers = answers_verdict(model, dataclasses.replace(self.owner_key, triggers=triggers))
+            found["triggers"] = {"num_matches": answers.num_matches, "log10_p_value": answers.log10_p_value}
+        return found
+
+
+def _pruned(run: _Run, fractions: list[str]) -> dict[str, Any]:
+    import deepsigns_tf as ds
+
+    released = run.released()
+    return {fraction: run.outcome(ds.prune_weights(released, float(fraction))) for fraction in fractions}
+
+
+def _with_changed_inputs(run: _Run, names: list[str]) -> dict[str, Any]:
+    released, changes, seen = run.released(), input_changes(), run.task.data.x_train
+    value_range = (float(seen.min()), float(seen.max()))
+
+    def through(change: Change) -> Callable[[np.ndarray], np.ndarray]:
+        def changed(inputs: np.ndarray) -> np.ndarray:
+            # Rows of pixels, square images.
+            side = int(np.sqrt(inputs.shape[1]))
+            images = inputs.reshape(-1, side, side) if inputs.ndim == 2 else inputs
+            return change(images, value_range).reshape(inputs.shape)
+
+        return changed
+
+    return {name: run.outcome(released, through(changes[name])) for name in names}
+
+
+def _fine_tuned(run: _Run, epochs: int) -> dict[str, Any]:
+    from scripts import folders
+    from scripts.fitting import fit_classifier
+
+    model, config = run.released(), _thiefs(run.settings)
+    fit_classifier(model, run.folder, "fine_tuned", config, run.task.data, epochs, 0.1 * config.learning_rate)
+    folders.save_model(model, run.folder / "fine_tuned.keras")
+    return {"epochs": epochs} | run.outcome(model)
+
+
+def _overwritten(run: _Run, epochs: int) -> dict[str, Any]:
+    import deepsigns_tf as ds
+    from scripts import folders
+    from scripts.fitting import cosine_schedule, fit_classifier
+    from scripts.marking import add_triggers, generate_key
+    from scripts.training import answers_verdict
+
+    model, config, path = run.released(), _thiefs(run.settings), run.folder / "thief.key"
+    if not path.exists():
+        add_triggers(generate_key(config, run.task), config, run.task, model).save(path)
+    other_key = ds.OwnerKey.load(path)
+    schedule = cosine_schedule(config, run.task.data, epochs, config.learning_rate)
+    fit_classifier(
+        model, run.folder, "overwritten", config, run.task.data, epochs, schedule, triggers=other_key.triggers
+    )
+    folders.save_model(model, run.folder / "overwritten.keras")
+    return {"epochs": epochs} | run.outcome(model) | {"thiefs_matches": answers_verdict(model, other_key).num_matches}
+
+
+def _thiefs(settings: Any) -> Any:
+    """The owner's settings, with another order of the examples."""
+    return dataclasses.replace(settings, seed=settings.seed + 1_000_000)
