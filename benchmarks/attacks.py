@@ -29,6 +29,10 @@ class Attacks:
     changes_inputs: bool = False
 
 
+# What triggers go through: pruning from where the paper's die on.
+OF_TRIGGERS = Attacks((0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), changes_inputs=True)
+
+
 def input_changes() -> dict[str, Change]:
     """Changes of images by their names in the tables."""
     from deepsigns_tf.attacks.inputs import add_noise, blur, compress_jpeg, crop_randomly, reduce_bit_depth

@@ -3,9 +3,10 @@
 python -m benchmarks.cnn --study=default     # results/cnn_default.json
 """
 
+import dataclasses
 import functools
 
-from benchmarks.attacks import Attacks
+from benchmarks.attacks import OF_TRIGGERS, Attacks
 from benchmarks.studies import Config, Network, Study, run, search
 from scripts.configs import run_program
 
@@ -33,7 +34,24 @@ NETWORK = Network(
         "capacity": Study(
             range(1),
             tuple({"carriers": f"features:{bits}", "epochs": 10} for bits in (64, 7, 13, 26, 128, 205, 410, 500)),
-            share_twin=True,
+            twins_of="capacity",
+        ),
+        # Triggers alone, and beside the mark in the layers; overwritten with the owner's own effort.
+        "triggers": Study(
+            range(3),
+            ({"num_triggers": 100, "carriers": ""}, {"num_triggers": 100}),
+            dataclasses.replace(OF_TRIGGERS, fine_tuning_epochs=50, overwriting_epochs=20),
+            twins_of="default",
+        ),
+        # Which kind of trigger is held best, on held-out training examples.
+        "families": Study(
+            range(100, 101),
+            tuple(
+                {"num_triggers": 100, "carriers": "", "trigger_family": family, "holdout": 5000}
+                for family in ("noise", "blends", "low_density")
+            ),
+            OF_TRIGGERS,
+            twins_of="families",
         ),
     },
 )

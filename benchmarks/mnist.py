@@ -3,9 +3,10 @@
 python -m benchmarks.mnist --study=default     # results/mnist_default.json
 """
 
+import dataclasses
 import functools
 
-from benchmarks.attacks import Attacks
+from benchmarks.attacks import OF_TRIGGERS, Attacks
 from benchmarks.studies import Config, Network, Study, run
 from scripts.configs import run_program
 
@@ -34,6 +35,23 @@ NETWORK = Network(
         # The search for the default strength, on held-out training images.
         "strength": Study(
             range(100, 102), tuple({"strength": each, "holdout": 5000} for each in (0.3, 1.0, 3.0, 10.0))
+        ),
+        # Triggers alone, and beside the mark in the layers; overwritten with the owner's own effort.
+        "triggers": Study(
+            range(5),
+            ({"num_triggers": 100, "carriers": ""}, {"num_triggers": 100}),
+            dataclasses.replace(OF_TRIGGERS, fine_tuning_epochs=50, overwriting_epochs=20),
+            twins_of="default",
+        ),
+        # Which kind of trigger is held best, on held-out training examples.
+        "families": Study(
+            range(100, 101),
+            tuple(
+                {"num_triggers": 100, "carriers": "", "trigger_family": family, "holdout": 5000}
+                for family in ("noise", "blends", "low_density")
+            ),
+            OF_TRIGGERS,
+            twins_of="families",
         ),
     },
 )

@@ -25,23 +25,24 @@ class Study:
         seeds: Fixed before any of them was run.
         settings: What differs from the program's defaults; a run for each and every seed.
         attacks: What the released models go through; nothing by default.
-        share_twin: Whether the settings differ in the mark alone, so that the runs of a seed have one unmarked twin.
+        twins_of: Name of the study, this one or another, whose first setting differs from these in the mark alone: its runs have the
+            unmarked twins for all of the same seed. Each run has its own by default.
     """
 
     seeds: range
     settings: tuple[dict[str, Any], ...] = ({},)
     attacks: Attacks | None = None
-    share_twin: bool = False
+    twins_of: str | None = None
 
 
 def search(shared: dict[str, Any], *settings: dict[str, Any]) -> Study:
-    """A study that chooses how strong a mark is and where it sits: one seed, apart from those of the results.
+    """The study "search", which chooses how strong a mark is and where it sits: one seed, apart from those of the results.
 
     Args:
         shared: What all runs have in common, held-out training examples among it.
         settings: What they differ in, the mark alone.
     """
-    return Study(range(100, 101), tuple(each | shared for each in settings), share_twin=True)
+    return Study(range(100, 101), tuple(each | shared for each in settings), twins_of="search")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,14 +125,15 @@ def _run(network: Network, config: Config, number: int, seed: int) -> dict[str, 
 
     program = importlib.import_module(network.program)
     study = network.studies[config.study]
-    runs = pathlib.Path(config.runs_dir) / network.name / config.study
-    folder = runs / f"{seed}_{number}"
+    runs = pathlib.Path(config.runs_dir) / network.name
+    folder = runs / config.study / f"{seed}_{number}"
+    twin = runs / study.twins_of / f"{seed}_0" if study.twins_of else folder
     settings = program.Config(
         output_dir=str(folder),
         data_dir=config.data_dir,
         seed=seed,
         resume=folder.exists(),
-        unmarked_from=_twin(runs / f"{seed}_0") if study.share_twin and number > 0 else None,
+        unmarked_from=_twin(twin) if twin != folder else None,
         **study.settings[number],
     )
     path = folder / "row.json"

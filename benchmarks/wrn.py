@@ -3,9 +3,10 @@
 python -m benchmarks.wrn --study=default     # results/wrn_default.json
 """
 
+import dataclasses
 import functools
 
-from benchmarks.attacks import Attacks
+from benchmarks.attacks import OF_TRIGGERS, Attacks
 from benchmarks.studies import Config, Network, Study, run, search
 from scripts.configs import run_program
 
@@ -27,6 +28,13 @@ NETWORK = Network(
             {"strength": 0.3, "carriers": "middle:32"},
             {"strength": 0.3, "carriers": "features:64", "pooling": "flatten"},
             {"strength": 0.3, "carriers": "features:64,middle:32"},
+        ),
+        # Triggers alone, and beside the mark in the layers; overwritten with a third of the owner's effort.
+        "triggers": Study(
+            range(1),
+            ({"num_triggers": 100, "carriers": ""}, {"num_triggers": 100}),
+            dataclasses.replace(OF_TRIGGERS, fine_tuning_epochs=10, overwriting_epochs=10),
+            twins_of="default",
         ),
     },
 )

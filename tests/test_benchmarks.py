@@ -259,7 +259,7 @@ def network(monkeypatch):
     monkeypatch.setattr("scripts.training._verify_in_fresh_process", verified_here)
     quick = {"dataset": "synthetic", "epochs": 2}
     attacks = Attacks(pruned_fractions=(0.0, 1.0), fine_tuning_epochs=1)
-    study = studies.Study(range(5, 6), (quick, quick | {"strength": 0.0}), attacks, share_twin=True)
+    study = studies.Study(range(5, 6), (quick, quick | {"strength": 0.0}), attacks, twins_of="both")
     return studies.Network("made_up", "scripts.train_mnist_mlp", {"both": study})
 
 
@@ -303,7 +303,7 @@ def test_a_study_of_answers_attacks_the_triggers(tmp_path, monkeypatch):
     monkeypatch.setattr(network_attacks, "input_changes", lambda: {"none": lambda x, _: x, "all": lambda x, _: 0 * x})
     setting = {"dataset": "synthetic", "epochs": 4, "num_triggers": 20, "num_triggers_per_batch": 16, "batch_size": 64}
     attacks = Attacks((0.0, 1.0), fine_tuning_epochs=1, overwriting_epochs=4, changes_inputs=True)
-    study = studies.Study(range(5, 6), (setting, setting | {"carriers": ""}), attacks, share_twin=True)
+    study = studies.Study(range(5, 6), (setting, setting | {"carriers": ""}), attacks, twins_of="triggers")
     network = studies.Network("made_up", "scripts.train_mnist_mlp", {"triggers": study})
     config = studies.Config("triggers", runs_dir=str(tmp_path / "runs"), results_dir=str(tmp_path / "results"))
     both, alone = studies.run(network, config)["rows"]
@@ -388,10 +388,13 @@ def test_the_studies_settings_are_flags_of_their_programs(name):
     for study in network.studies.values():
         configs = [program.Config(output_dir="", **settings) for settings in study.settings]
         assert len(set(configs)) == len(configs)
-        if study.share_twin:
+        if study.twins_of:
+            twins = network.studies[study.twins_of]
+            assert set(study.seeds) <= set(twins.seeds)
+            first = program.Config(output_dir="", **twins.settings[0])
             for config in configs:
                 recorded = {"program": network.program} | result_settings(config)
-                assert not folders.other_settings(configs[0], network.program, recorded, folders.OF_THE_MARK)
+                assert not folders.other_settings(first, network.program, recorded, folders.OF_THE_MARK)
     assert network.studies["default"].settings == ({},)
 
 
