@@ -19,7 +19,17 @@ from deepsigns_tf.statistics import binomial_log10_tail
 
 pytest.importorskip("tqdm", reason="the measurements are made in the environment of requirements.txt")
 
-from benchmarks import accelerator, calibration, cores, overhead, pictures, studies, tables, trigger_calibration  # noqa: E402
+from benchmarks import (
+    accelerator,
+    calibration,
+    cores,
+    overhead,
+    pictures,
+    studies,
+    tables,
+    trigger_calibration,
+    trigger_power,
+)  # noqa: E402
 from benchmarks import attacks as network_attacks  # noqa: E402
 from benchmarks.attacks import Attacks  # noqa: E402
 from models.mnist_mlp import mnist_mlp  # noqa: E402
@@ -93,6 +103,33 @@ def test_calibration_asks_each_model_with_each_key():
     assert (log10_p[1] > -6).all() and (log10_p[0][[0, 2, 3]] > -6).all()
     # Ten of each class: whoever answers one class always meets ten, and nothing follows.
     assert log10_p[0][2, 2] == log10_p[1][2, 2] == 0
+
+
+def test_power_falls_as_answers_are_degraded(monkeypatch):
+    monkeypatch.setattr(trigger_power, "NUM_DRAWS", 40)
+    examples = np.random.default_rng(0).random((50, 8), np.float32)
+    key = ds.OwnerKey("owner", (), ds.DecisionRule(), bytes(32)).with_triggers("noise", 100, 10, examples)
+    probabilities = np.full((100, 10), 0.01)
+    probabilities[np.arange(100), key.triggers.labels] = 0.91
+    rows = {
+        (name, rate): trigger_power.power(probabilities, key, degrade, rate > 0)
+        for name, rate, degrade in trigger_power._ways(10)
+    }
+    best = {"num_matches": 100, "proved": 1.0, "proved_early": 1.0, "num_asked": 7.0}
+    for name in ("probabilities", "labels", "probabilities of two digits", "probabilities of one digit"):
+        assert rows[name, 0.0] == best
+    for name in ("another class at random", "refused"):
+        series = [rows[name, rate] for rate in trigger_power.RATES]
+        assert [row["num_matches"] for row in series] == pytest.approx([90, 75, 50, 25, 10], abs=3)
+        assert series[0]["proved"] == series[2]["proved_early"] == 1 and series[-1]["proved"] < 0.2
+        assert 7 < series[0]["num_asked"] < series[1]["num_asked"] < series[2]["num_asked"] < 60
+    # One digit left of two classes that were nearly even: the first of them is taken.
+    even = np.full((100, 10), 0.0)
+    even[np.arange(100), key.triggers.labels] = 0.51
+    even[np.arange(100), (key.triggers.labels + 5) % 10] += 0.49
+    ways = {name: degrade for name, _, degrade in trigger_power._ways(10)}
+    assert trigger_power.power(even, key, ways["probabilities of two digits"], False) == best
+    assert 30 < trigger_power.power(even, key, ways["probabilities of one digit"], False)["num_matches"] < 70
 
 
 def test_the_interval_of_the_median_covers_it_as_often_as_it_says():
