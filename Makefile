@@ -43,6 +43,7 @@ format: $(VENV)/ready  ## Put the code into its format
 bench: $(VENV)/ready  ## What marking costs in time, against plain training (hours, on an idle machine)
 	$(RUN) -m benchmarks.overhead --study=networks
 	$(RUN) -m benchmarks.overhead --study=costs
+	$(RUN) -m benchmarks.overhead --study=triggers
 
 reproduce-mnist reproduce-cnn reproduce-wrn reproduce-lstm: reproduce-%: $(VENV)/ready  ## Train a row of the README again, all seeds, into runs/reproduced; goes on where it stopped
 	$(RUN) -m benchmarks.$* --runs_dir=runs/reproduced --results_dir=runs/reproduced

@@ -60,6 +60,7 @@ class Setting:
 _XLA = (("jit_compile", "on"),)
 _TWO_LAYERS = "features:205,hidden:205"
 _LSTM = {"network": "lstm", "carriers": "features:128,pooled:64", "num_classes": 2}
+_TRIGGERS = (("num_triggers", 100),)
 
 STUDIES = {
     "networks": (
@@ -92,6 +93,20 @@ STUDIES = {
         ),
         *(Setting(f"{width:,} units", "hidden layer", "features:32", 8, width) for width in (128, 512, 2048, 8192)),
     ),
+    # Triggers alone, and beside the mark in the layers.
+    "triggers": tuple(
+        Setting(name, options=_TRIGGERS, **network)
+        for title, layers in {
+            "MLP": {},
+            "CNN": {"network": "cnn"},
+            "LSTM": _LSTM,
+            "WRN-16-2": {"network": "wrn"},
+        }.items()
+        for name, network in {
+            f"{title}, triggers": layers | {"carriers": ""},
+            f"{title}, triggers and bits": layers,
+        }.items()
+    ),
 }
 
 
@@ -99,7 +114,7 @@ STUDIES = {
 class Config:
     """How long to measure."""
 
-    study: str = option("networks", "The four networks, or what the cost depends on.", choices=tuple(STUDIES))
+    study: str = option("networks", "The four networks, what the cost depends on, or triggers.", choices=tuple(STUDIES))
     results_dir: str = option("results", "Folder for the result.", shapes_result=False)
     min_pairs: int = option(40, "Pairs of plain and marked training, at least.", minimum=20)
     max_pairs: int = option(20_000, "Pairs at most.", minimum=20)
@@ -140,7 +155,10 @@ def _measure(setting: Setting, config: Config) -> dict[str, Any]:
     settings = _settings(setting)
     with dtype_policy(settings.mixed_precision):
         key, *models = _key_and_models(setting, settings)
-        trainers = [_trainer(model, settings, setting) for model in models]
+        trainers = [
+            _trainer(model, settings, setting, triggers)
+            for model, triggers in zip(models, (None, key.triggers), strict=True)
+        ]
         row = measured_pairs(*trainers, config)
     return {
         "setting": setting.name,
@@ -199,38 +217,47 @@ def _timed(train: Callable[[], None]) -> tuple[float, float]:
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
-def _trainer(model: Any, settings: Any, setting: Setting) -> Callable[[], None]:
+def _trainer(model: Any, settings: Any, setting: Setting, triggers: Any) -> Callable[[], None]:
     """What is timed: an epoch of `fit`, or a step of the function that `fit` calls. It has been traced and compiled."""
     import keras
     import tensorflow as tf
 
+    import deepsigns_tf as ds
     from scripts.fitting import compile_classifier
 
-    random = np.random.default_rng(0)
     num_examples = _BATCH_SIZE * (10 if setting.by_step else _STEPS_OF_FIT)
-    # Whole numbers in [0, 256) are pixels to the networks for photographs, tokens to the one for text; the others want [0, 1].
-    x = random.integers(0, 256, (num_examples, *model.input_shape[1:])).astype(model.inputs[0].dtype)
-    if setting.network in ("mlp", "hidden layer"):
-        x /= 255
-    y = random.integers(0, model.output_shape[-1], num_examples)
+    x = _inputs(model, setting, num_examples)
+    y = np.random.default_rng(1).integers(0, model.output_shape[-1], num_examples)
     if settings.label_smoothing:
         y = keras.utils.to_categorical(y, model.output_shape[-1])
     compile_classifier(model, settings.learning_rate, settings)
 
+    batches = tf.data.Dataset.from_tensor_slices((x, y)).batch(_BATCH_SIZE, drop_remainder=True).cache().repeat()
+    data: dict[str, Any] = {"x": x, "y": y, "batch_size": _BATCH_SIZE}
+    if triggers is not None:
+        batches = ds.mix_triggers(batches, triggers, settings.num_triggers_per_batch)
+        data = {"x": batches, "steps_per_epoch": num_examples // _BATCH_SIZE, "shuffle": False}
+
     def fit() -> None:
-        model.fit(x, y, batch_size=_BATCH_SIZE, epochs=1, verbose=0)
+        model.fit(**data, epochs=1, verbose=0)
 
     fit()
     if not setting.by_step:
         return fit
-    batches = iter(tf.data.Dataset.from_tensor_slices((x, y)).batch(_BATCH_SIZE, drop_remainder=True).cache().repeat())
+    endless = iter(batches)
 
     def step() -> None:
-        float(model.train_function(batches)["loss"])
+        float(model.train_function(endless)["loss"])
 
     for _ in range(10):
         step()
     return step
+
+
+def _inputs(model: Any, setting: Setting, num: int) -> np.ndarray:
+    """Whole numbers in [0, 256) are pixels to the networks for photographs, tokens to the one for text; the others want [0, 1]."""
+    x = np.random.default_rng(0).integers(0, 256, (num, *model.input_shape[1:])).astype(model.inputs[0].dtype)
+    return x / x.dtype.type(255) if setting.network in ("mlp", "hidden layer") else x
 
 
 def _program(setting: Setting) -> Any:
@@ -255,7 +282,15 @@ def _key_and_models(setting: Setting, settings: Any) -> tuple[Any, Any, Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # A mark of 64 bits is warned about.
         key = ds.OwnerKey.generate("benchmark", carriers(settings, program.CARRIER_LAYERS))
-    return key, build(), build(regularizers(settings, key), ds.WatermarkedModel)
+    plain = build()
+    if settings.num_triggers:
+        examples = _inputs(plain, setting, 100)
+        key = key.with_triggers(settings.trigger_family, settings.num_triggers, plain.output_shape[-1], examples)
+    if not key.carriers:
+        return key, plain, build()
+    marked = build(regularizers(settings, key), ds.WatermarkedModel)
+    marked.num_triggers_per_batch = settings.num_triggers_per_batch if settings.num_triggers else 0
+    return key, plain, marked
 
 
 def _hidden_layer(setting: Setting) -> Callable[..., Any]:

@@ -196,6 +196,17 @@ def test_the_costs_are_those_of_the_settings(number, name, num_bits):
     assert setting.name == name and carried == [num_bits]
 
 
+def test_triggers_are_timed_alone_and_beside_bits():
+    names = [setting.name for setting in overhead.STUDIES["triggers"]]
+    assert len(names) == 8 and names[:2] == ["MLP, triggers", "MLP, triggers and bits"]
+    for setting in overhead.STUDIES["triggers"]:
+        key, plain, marked = overhead._key_and_models(setting, overhead._settings(setting))
+        assert key.triggers.num_examples == 100 and key.triggers.num_classes == plain.output_shape[-1]
+        assert bool(key.carriers) == setting.name.endswith("bits") == isinstance(marked, ds.WatermarkedModel)
+    row = overhead._measure(overhead.STUDIES["triggers"][1], _FEW)
+    assert row["num_pairs"] == 20 and row["num_bits"] == 640
+
+
 def test_a_pair_trains_a_plain_and_a_marked_model():
     row = overhead._measure(overhead.Setting("64 units", "hidden layer", "features:8", 2, 64), _FEW)
     assert row["num_pairs"] == 20 and row["num_bits"] == 16
