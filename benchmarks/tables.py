@@ -9,11 +9,10 @@ import math
 import pathlib
 import re
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
-import scipy.stats
 
+from benchmarks.cells import Result, accuracies, accuracy_cell, circumstances, difference, interval, markdown
 from benchmarks.pictures import PICTURES
 from deepsigns_tf.files import write_atomically
 from deepsigns_tf.statistics import allowed_errors
@@ -22,24 +21,22 @@ _ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = _ROOT / "results"
 README = _ROOT / "README.md"
 
-Result = dict[str, Any]
-
 
 def summary_table(results: dict[str, Result]) -> str:
     """One row a network, over the seeds of its default setting; those below have a table of their own."""
     rows = []
     for name, (title, paper) in _NETWORKS.items():
         result = results[f"{name}_default"]
-        unmarked, marked = (_accuracies(result, which) for which in ("unmarked", "marked"))
-        difference = f"{(marked - unmarked).mean():+.2f}"
+        unmarked, marked = (accuracies(result, which) for which in ("unmarked", "marked"))
+        shown = f"{(marked - unmarked).mean():+.2f}"
         if len(marked) > 1:
-            difference += " [{:+.2f}, {:+.2f}]".format(*_interval(marked - unmarked))
+            shown += " [{:+.2f}, {:+.2f}]".format(*interval(marked - unmarked))
         rows.append(
             [
                 title,
                 f"{unmarked.mean():.2f}",
                 f"{marked.mean():.2f}",
-                difference,
+                shown,
                 len(marked),
                 result["rows"][0]["num_bits"],
                 max(_num_errors(row, "key inputs") for row in result["rows"]),
@@ -58,7 +55,7 @@ def summary_table(results: dict[str, Result]) -> str:
         "log10 p, worst seed",
         "paper: unmarked / marked, %",
     ]
-    return _markdown(header, rows)
+    return markdown(header, rows)
 
 
 def accuracy_table(results: dict[str, Result], study: str) -> str:
@@ -69,7 +66,7 @@ def accuracy_table(results: dict[str, Result], study: str) -> str:
             row["settings"]["seed"],
             f"{100 * row['accuracy']['unmarked']:.2f}",
             f"{100 * row['accuracy']['marked']:.2f}",
-            f"{_difference(row):+.2f}",
+            f"{difference(row):+.2f}",
             _errors(row, "key inputs"),
             _errors(row, "held out"),
             f"{row['log10_p_value']['marked']:.1f}",
@@ -78,11 +75,11 @@ def accuracy_table(results: dict[str, Result], study: str) -> str:
         ]
         for row in result["rows"]
     ]
-    marked, unmarked = (_accuracies(result, name) for name in ("marked", "unmarked"))
-    difference = ""
+    marked, unmarked = (accuracies(result, name) for name in ("marked", "unmarked"))
+    sentence = ""
     if len(rows) > 1:
-        low, high = _interval(marked - unmarked)
-        difference = (
+        low, high = interval(marked - unmarked)
+        sentence = (
             f"Paired difference {(marked - unmarked).mean():+.3f} points, 95 % interval [{low:+.3f}, {high:+.3f}].\n"
         )
         means = [unmarked.mean(), marked.mean(), (marked - unmarked).mean()]
@@ -101,7 +98,7 @@ def accuracy_table(results: dict[str, Result], study: str) -> str:
         "unmarked twin",
         "wrong key",
     ]
-    return _markdown(header, rows) + f"\n\n{difference}{_circumstances(result)}"
+    return markdown(header, rows) + f"\n\n{sentence}{circumstances(result)}"
 
 
 def overhead_table(results: dict[str, Result], study: str) -> str:
@@ -119,7 +116,7 @@ def overhead_table(results: dict[str, Result], study: str) -> str:
         for row in result["rows"]
     ]
     header = ["setting", "bits", "wall time, marked / plain", "CPU time, marked / plain", "pairs", "plain step, ms"]
-    return _markdown(header, rows) + "\n\n" + _circumstances(result)
+    return markdown(header, rows) + "\n\n" + circumstances(result)
 
 
 def settings_table(results: dict[str, Result]) -> str:
@@ -140,7 +137,7 @@ def settings_table(results: dict[str, Result]) -> str:
             [
                 name,
                 seeds[0]["num_bits"],
-                _accuracy_cell(seeds),
+                accuracy_cell(seeds),
                 " / ".join(_errors(row, "key inputs") for row in seeds),
                 f"{np.mean([row['margin']['median'] for row in seeds]):.2f}",
                 f"{np.mean([row['pruned']['0.9']['bit_error_rate'] for row in seeds]):.4f}",
@@ -158,7 +155,7 @@ def settings_table(results: dict[str, Result]) -> str:
         "BER, fine-tuned",
         "step, marked / plain",
     ]
-    return _markdown(header, rows) + "\n\n" + _circumstances(*(results[study] for study in names))
+    return markdown(header, rows) + "\n\n" + circumstances(*(results[study] for study in names))
 
 
 def strength_table(results: dict[str, Result], study: str) -> str:
@@ -168,7 +165,7 @@ def strength_table(results: dict[str, Result], study: str) -> str:
     rows = []
     for strength in strengths:
         runs = [row for row in result["rows"] if row["settings"]["strength"] == strength]
-        differences = [_difference(row) for row in runs]
+        differences = [difference(row) for row in runs]
         rows.append(
             [
                 f"{strength:g}",
@@ -186,7 +183,7 @@ def strength_table(results: dict[str, Result], study: str) -> str:
         "wrong bits",
         "median margin",
     ]
-    return _markdown(header, rows) + "\n\n" + _circumstances(result)
+    return markdown(header, rows) + "\n\n" + circumstances(result)
 
 
 def calibration_table(results: dict[str, Result]) -> str:
@@ -204,7 +201,7 @@ def calibration_table(results: dict[str, Result]) -> str:
         for row in result["rows"]
     ]
     header = ["test", "nominal", "attained by the discrete test", "observed", "99.9 % interval", "as promised"]
-    return _markdown(header, rows) + "\n\n" + _circumstances(result)
+    return markdown(header, rows) + "\n\n" + circumstances(result)
 
 
 # Rouhani et al., first version of the paper: bit error rate of 4 bits, no retraining. No white-box figures for other networks.
@@ -230,7 +227,7 @@ def robustness_table(results: dict[str, Result], study: str) -> str:
         paper = [_PAPERS_RATES[study].get(fraction, "") for fraction in attacks.values()]
         for row, rate in zip(rows, [*paper, "0 (50, 100, 200 epochs)"], strict=True):
             row.append(rate)
-    return _markdown(header, rows) + "\n\n" + _circumstances(result)
+    return markdown(header, rows) + "\n\n" + circumstances(result)
 
 
 def errors_table(results: dict[str, Result]) -> str:
@@ -241,14 +238,14 @@ def errors_table(results: dict[str, Result]) -> str:
     for num_bits in (16, 64, 128, 256, 640):
         allowed = [allowed_errors(num_bits, level) for level in levels.values()]
         rows.append([num_bits, *("no number" if errors is None else errors for errors in allowed)])
-    return _markdown(["bits", *(f"p <= {level}" for level in levels)], rows)
+    return markdown(["bits", *(f"p <= {level}" for level in levels)], rows)
 
 
 def accelerator_table(results: dict[str, Result]) -> str:
     """One row, which says so where nothing was measured."""
     header = ["setting", "device", "bits", "wall time, marked / plain", "pairs", "plain step, ms"]
     if "accelerator" not in results:
-        return _markdown(header, [["WRN-28-10, JAX, mixed_bfloat16", "GPU", *["not measured"] * 4]])
+        return markdown(header, [["WRN-28-10, JAX, mixed_bfloat16", "GPU", *["not measured"] * 4]])
     result = results["accelerator"]
     rows = [
         [
@@ -261,7 +258,7 @@ def accelerator_table(results: dict[str, Result]) -> str:
         ]
         for row in result["rows"]
     ]
-    return _markdown(header, rows) + "\n\n" + _circumstances(result)
+    return markdown(header, rows) + "\n\n" + circumstances(result)
 
 
 def search_table(results: dict[str, Result], study: str) -> str:
@@ -281,7 +278,7 @@ def search_table(results: dict[str, Result], study: str) -> str:
                 "; ".join(ways),
                 row["num_bits"],
                 f"{settings['strength']:g}",
-                _accuracy_cell([row]),
+                accuracy_cell([row]),
                 " / ".join(f"{rate:.4f}" for rate in last_epoch.values()),
                 " / ".join(f"{carrier['bit_error_rate']:.4f}" for carrier in carriers),
                 f"{row['bit_error_rate']['held out']:.4f}",
@@ -300,7 +297,7 @@ def search_table(results: dict[str, Result], study: str) -> str:
         "smallest margin",
         "median margin",
     ]
-    return _markdown(header, rows) + "\n\n" + _circumstances(result)
+    return markdown(header, rows) + "\n\n" + circumstances(result)
 
 
 def capacity_table(results: dict[str, Result]) -> str:
@@ -309,7 +306,7 @@ def capacity_table(results: dict[str, Result]) -> str:
     rows = [
         [
             row["num_bits"],
-            _accuracy_cell([row]),
+            accuracy_cell([row]),
             f"{row['bit_error_rate']['key inputs']:.4f}",
             f"{row['bit_error_rate']['held out']:.4f}",
             f"{row['margin']['smallest']:.2f}",
@@ -327,7 +324,7 @@ def capacity_table(results: dict[str, Result]) -> str:
         "median margin",
         "log10 p",
     ]
-    return _markdown(header, rows) + "\n\n" + _circumstances(result)
+    return markdown(header, rows) + "\n\n" + circumstances(result)
 
 
 # What the tables call each network, and the accuracies that the paper's first version reports, unmarked / marked.
@@ -371,41 +368,6 @@ def main() -> None:
     for name, result in recorded().items():
         if name in PICTURES:
             PICTURES[name](result, README.parent / "docs" / f"{name}.png")
-
-
-def _markdown(header: list[str], rows: list[list[Any]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
-
-
-def _circumstances(*results: Result) -> str:
-    """Where the numbers come from; one sentence for all commands that were run under the same circumstances."""
-    commands: dict[str, list[str]] = {}
-    for result in results:
-        versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-        shared = f"{result['date']}, {result['data']}, {result['hardware']}, {versions}."
-        commands.setdefault(shared, []).append(f"`{result['command']}`")
-    return "\n\n".join(f"{', '.join(names)}, {shared}\n" for shared, names in commands.items())
-
-
-def _accuracies(result: Result, name: str) -> np.ndarray:
-    return np.array([100 * row["accuracy"][name] for row in result["rows"]])
-
-
-def _difference(row: Result) -> float:
-    """Accuracy, marked - unmarked, in points."""
-    return float(100 * (row["accuracy"]["marked"] - row["accuracy"]["unmarked"]))
-
-
-def _accuracy_cell(rows: list[Result]) -> str:
-    """Means over the rows: accuracy of the marked model, and what it is more than the unmarked one's."""
-    marked = 100 * np.mean([row["accuracy"]["marked"] for row in rows])
-    return f"{marked:.2f} ({np.mean([_difference(row) for row in rows]):+.2f})"
-
-
-def _interval(differences: np.ndarray) -> tuple[float, float]:
-    interval = scipy.stats.ttest_1samp(differences, 0.0).confidence_interval(0.95)
-    return float(interval.low), float(interval.high)
 
 
 def _num_errors(row: Result, which: str) -> int:

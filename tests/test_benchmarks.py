@@ -29,6 +29,7 @@ from benchmarks import (
     tables,
     trigger_calibration,
     trigger_power,
+    trigger_tables,
 )  # noqa: E402
 from benchmarks import attacks as network_attacks  # noqa: E402
 from benchmarks.attacks import Attacks  # noqa: E402
@@ -294,6 +295,82 @@ def test_capacities_come_in_order():
     assert lines == [
         "| 70 | 80.00 (-2.00) | 0.0109 | 0.0000 | 0.10 | 1.20 | -185.1 |",
         "| 640 | 81.00 (-1.00) | 0.0000 | 0.0000 | 0.10 | 1.20 | -192.1 |",
+    ]
+
+
+def _trigger_row(seed, marked, num_matches, **more):
+    def outcome(lost):
+        found = {"num_matches": num_matches - lost, "log10_p_value": -float(num_matches - lost)}
+        return {"accuracy": marked, "bit_error_rate": 0.0, "log10_p_value": -100.0, "triggers": found}
+
+    of_all = {"marked": num_matches, "unmarked twin": 9, "wrong key": 12}
+    return {
+        "settings": {"seed": seed, "trigger_family": "noise"},
+        "accuracy": {"marked": marked, "unmarked": 0.98},
+        "triggers": {
+            "num_triggers": 100,
+            "num_matches": of_all,
+            "log10_p_value": {name: -float(each) for name, each in of_all.items()},
+        },
+        "pruned": {"0.5": outcome(10)},
+        "fine_tuned": {"epochs": 50} | outcome(20),
+        "overwritten": {"epochs": 20} | outcome(30),
+        "changed_inputs": {"blur": outcome(40)},
+    } | more
+
+
+def test_triggers_are_shown_alone_and_beside_bits():
+    bits = {"num_bits": 640, "bit_error_rate": {"key inputs": 0.0125}}
+    rows = [_trigger_row(0, 0.97, 99), _trigger_row(1, 0.98, 100), _trigger_row(0, 0.96, 90, **bits)]
+    results = {"x_triggers": _recorded(*rows)}
+    lines = trigger_tables.accuracy_table(results, "x_triggers").splitlines()
+    assert lines[2:5] == [
+        "| triggers | 0 | 98.00 | 97.00 | 99 of 100 | 9 of 100 | 12 of 100 | -99.0 |  |",
+        "| triggers | 1 | 98.00 | 98.00 | 100 of 100 | 9 of 100 | 12 of 100 | -100.0 |  |",
+        "| triggers and bits | 0 | 98.00 | 96.00 | 90 of 100 | 9 of 100 | 12 of 100 | -90.0 | 0.0125 |",
+    ]
+    assert lines[6] == (
+        "triggers: paired difference -0.500 points, 95 % interval [-6.853, +5.853]. "
+        "triggers and bits: paired difference -2.000 points."
+    )
+    lines = trigger_tables.robustness_table(results, "x_triggers").splitlines()
+    assert lines[2:6] == [
+        "| 50 % pruned | 97.50 | 89.5 | -89.0 | 96.00 | 80.0 | -80.0 |",
+        "| 50 epochs of fine-tuning | 97.50 | 79.5 | -79.0 | 96.00 | 70.0 | -70.0 |",
+        "| overwritten by other triggers, 20 epochs | 97.50 | 69.5 | -69.0 | 96.00 | 60.0 | -60.0 |",
+        "| blur | 97.50 | 59.5 | -59.0 | 96.00 | 50.0 | -50.0 |",
+    ]
+
+
+def test_families_stand_side_by_side():
+    rows = [_trigger_row(100, 0.97, 99), _trigger_row(100, 0.98, 100)]
+    rows[1]["settings"] = {"seed": 100, "trigger_family": "blends"}
+    lines = trigger_tables.families_table({"x_families": _recorded(*rows)}, "x_families").splitlines()
+    assert lines[0] == "| triggers answered | noise | blends |" and lines[2:7] == [
+        "| accuracy, % (difference) | 97.00 (-1.00) | 98.00 (+0.00) |",
+        "| released | 99 of 100 | 100 of 100 |",
+        "| 50 % pruned | 89 | 90 |",
+        "| blur | 59 | 60 |",
+        "| 50 epochs of fine-tuning | 79 | 80 |",
+    ]
+
+
+def test_calibration_and_power_of_triggers_are_shown():
+    shared = {"test": "t", "suspect": "s", "nominal": 0.01, "observed": 0.009, "interval": [0.008, 0.01]}
+    result = _recorded(shared | {"as_promised": False}, shared | {"attained": 0.0085, "as_promised": True})
+    lines = trigger_tables.calibration_table({"trigger_calibration": result}).splitlines()[2:4]
+    assert lines == [
+        "| t | s | 0.01 | a bound | 0.00900 | [0.00800, 0.01000] | **no** |",
+        "| t | s | 0.01 | 0.00850 | 0.00900 | [0.00800, 0.01000] | yes |",
+    ]
+    shared = {"num_matches": 50.0, "proved": 0.5, "proved_early": 0.0, "num_asked": None}
+    result = _recorded(
+        {"answers": "labels", "rate": 0.0} | shared, {"answers": "refused", "rate": 0.5, **shared, "num_asked": 7}
+    )
+    lines = trigger_tables.power_table({"trigger_power": result}).splitlines()[2:4]
+    assert lines == [
+        "| labels |  | 50.0 | 50.0 % | 0.0 % |  |",
+        "| refused | 50 % | 50.0 | 50.0 % | 0.0 % | 7.0 |",
     ]
 
 

@@ -1,0 +1,46 @@
+"""What the README's tables have in common: cells, and the circumstances below them."""
+
+from typing import Any
+
+import numpy as np
+import scipy.stats
+
+Result = dict[str, Any]
+
+
+def markdown(header: list[str], rows: list[list[Any]]) -> str:
+    """A table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def circumstances(*results: Result) -> str:
+    """Where the numbers come from; one sentence for all commands that were run under the same circumstances."""
+    commands: dict[str, list[str]] = {}
+    for result in results:
+        versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+        shared = f"{result['date']}, {result['data']}, {result['hardware']}, {versions}."
+        commands.setdefault(shared, []).append(f"`{result['command']}`")
+    return "\n\n".join(f"{', '.join(names)}, {shared}\n" for shared, names in commands.items())
+
+
+def accuracies(result: Result, name: str) -> np.ndarray:
+    """Of all rows, in %, `"marked"` or `"unmarked"`."""
+    return np.array([100 * row["accuracy"][name] for row in result["rows"]])
+
+
+def difference(row: Result) -> float:
+    """Accuracy, marked - unmarked, in points."""
+    return float(100 * (row["accuracy"]["marked"] - row["accuracy"]["unmarked"]))
+
+
+def accuracy_cell(rows: list[Result]) -> str:
+    """Means over the rows: accuracy of the marked model, and what it is more than the unmarked one's."""
+    marked = 100 * np.mean([row["accuracy"]["marked"] for row in rows])
+    return f"{marked:.2f} ({np.mean([difference(row) for row in rows]):+.2f})"
+
+
+def interval(differences: np.ndarray) -> tuple[float, float]:
+    """95 % interval of the mean, Student's."""
+    found = scipy.stats.ttest_1samp(differences, 0.0).confidence_interval(0.95)
+    return float(found.low), float(found.high)

@@ -1,0 +1,161 @@
+"""The README's tables about models that can only be asked."""
+
+from typing import Any
+
+import numpy as np
+
+from benchmarks.cells import Result, accuracies, circumstances, interval, markdown
+
+
+def accuracy_table(results: dict[str, Result], study: str) -> str:
+    """One row a seed, of triggers alone and beside the mark in the layers; what the mean differences are stands below."""
+    result = results[study]
+    rows, sentences = [], []
+    for title, runs in _ways(result).items():
+        rows += [
+            [
+                title,
+                row["settings"]["seed"],
+                f"{100 * row['accuracy']['unmarked']:.2f}",
+                f"{100 * row['accuracy']['marked']:.2f}",
+                *(_matches(row["triggers"], which) for which in ("marked", "unmarked twin", "wrong key")),
+                f"{row['triggers']['log10_p_value']['marked']:.1f}",
+                f"{row['bit_error_rate']['key inputs']:.4f}" if "bit_error_rate" in row else "",
+            ]
+            for row in runs
+        ]
+        marked, unmarked = (accuracies({"rows": runs}, name) for name in ("marked", "unmarked"))
+        sentence = f"{title}: paired difference {(marked - unmarked).mean():+.3f} points"
+        if len(runs) > 1:
+            sentence += ", 95 % interval [{:+.3f}, {:+.3f}]".format(*interval(marked - unmarked))
+        sentences.append(f"{sentence}.")
+    header = [
+        "mark",
+        "seed",
+        "unmarked, %",
+        "marked, %",
+        "triggers answered",
+        "unmarked twin",
+        "wrong key",
+        "log10 p",
+        "BER of the layers",
+    ]
+    return f"{markdown(header, rows)}\n\n{' '.join(sentences)}\n\n{circumstances(result)}"
+
+
+def robustness_table(results: dict[str, Result], study: str) -> str:
+    """One row an attack; means over the seeds, and the worst seed's p-value, of triggers alone and beside a mark in the layers."""
+    result = results[study]
+    ways = _ways(result)
+    first = result["rows"][0]
+    attacks = {f"{100 * float(fraction):g} % pruned": ("pruned", fraction) for fraction in first["pruned"]}
+    attacks[f"{first['fine_tuned']['epochs']} epochs of fine-tuning"] = ("fine_tuned", None)
+    if "overwritten" in first:
+        attacks[f"overwritten by other triggers, {first['overwritten']['epochs']} epochs"] = ("overwritten", None)
+    attacks |= {name: ("changed_inputs", name) for name in first.get("changed_inputs", ())}
+    rows = []
+    for name, (kind, which) in attacks.items():
+        row: list[Any] = [name]
+        for runs in ways.values():
+            outcomes = [each[kind] if which is None else each[kind][which] for each in runs]
+            triggers = [outcome["triggers"] for outcome in outcomes]
+            row += [
+                f"{100 * np.mean([outcome['accuracy'] for outcome in outcomes]):.2f}",
+                f"{np.mean([each['num_matches'] for each in triggers]):.1f}",
+                f"{max(each['log10_p_value'] for each in triggers):.1f}",
+            ]
+        rows.append(row)
+    header = ["attack"]
+    for title in ways:
+        header += [f"{title}: accuracy, %", "triggers answered, mean", "log10 p, worst seed"]
+    return markdown(header, rows) + "\n\n" + circumstances(result)
+
+
+def families_table(results: dict[str, Result], study: str) -> str:
+    """One row an attack, one column a family: triggers answered, on held-out training examples."""
+    result = results[study]
+    runs = {row["settings"]["trigger_family"]: row for row in result["rows"]}
+    first = result["rows"][0]
+    rows = [
+        ["accuracy, % (difference)"]
+        + [
+            f"{100 * row['accuracy']['marked']:.2f} ({100 * (row['accuracy']['marked'] - row['accuracy']['unmarked']):+.2f})"
+            for row in runs.values()
+        ],
+        ["released"] + [_matches(row["triggers"], "marked") for row in runs.values()],
+    ]
+    for kind, title in (("pruned", "{:g} % pruned"), ("changed_inputs", "{}")):
+        for which in first.get(kind, ()):
+            shown = 100 * float(which) if kind == "pruned" else which
+            rows.append(
+                [title.format(shown)] + [str(row[kind][which]["triggers"]["num_matches"]) for row in runs.values()]
+            )
+    rows.append(
+        [f"{first['fine_tuned']['epochs']} epochs of fine-tuning"]
+        + [str(row["fine_tuned"]["triggers"]["num_matches"]) for row in runs.values()]
+    )
+    return markdown(["triggers answered", *runs], rows) + "\n\n" + circumstances(result)
+
+
+def calibration_table(results: dict[str, Result]) -> str:
+    """One row a test, a kind of suspect and a level."""
+    result = results["trigger_calibration"]
+    rows = [
+        [
+            row["test"],
+            row["suspect"],
+            f"{row['nominal']:g}",
+            f"{row['attained']:.5f}" if "attained" in row else "a bound",
+            f"{row['observed']:.5f}",
+            "[{:.5f}, {:.5f}]".format(*row["interval"]),
+            "yes" if row["as_promised"] else "**no**",
+        ]
+        for row in result["rows"]
+    ]
+    header = [
+        "test",
+        "suspect",
+        "nominal",
+        "attained by the discrete test",
+        "observed",
+        "99.9 % interval",
+        "as promised",
+    ]
+    return markdown(header, rows) + "\n\n" + circumstances(result)
+
+
+def power_table(results: dict[str, Result]) -> str:
+    """One row a way in which answers are degraded."""
+    result = results["trigger_power"]
+    rows = [
+        [
+            row["answers"],
+            f"{100 * row['rate']:g} %" if row["rate"] else "",
+            f"{row['num_matches']:.1f}",
+            f"{100 * row['proved']:.1f} %",
+            f"{100 * row['proved_early']:.1f} %",
+            "" if row["num_asked"] is None else f"{row['num_asked']:.1f}",
+        ]
+        for row in result["rows"]
+    ]
+    header = [
+        "answers",
+        "rate",
+        "matches, mean",
+        "proved by all",
+        "proved by a test that may stop",
+        "questions until then, mean",
+    ]
+    return markdown(header, rows) + "\n\n" + circumstances(result)
+
+
+def _ways(result: Result) -> dict[str, list[Result]]:
+    """The rows of triggers alone, and of triggers beside a mark in the layers."""
+    ways: dict[str, list[Result]] = {}
+    for row in result["rows"]:
+        ways.setdefault("triggers and bits" if "num_bits" in row else "triggers", []).append(row)
+    return ways
+
+
+def _matches(triggers: Result, which: str) -> str:
+    return f"{triggers['num_matches'][which]} of {triggers['num_triggers']}"
