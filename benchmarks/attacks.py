@@ -113,8 +113,7 @@ class _Run:
             verdict = ds.verify(model, self.owner_key)
             found |= {"bit_error_rate": verdict.bit_error_rate, "log10_p_value": verdict.log10_p_value}
         if self.owner_key.triggers is not None:
-            triggers = dataclasses.replace(self.owner_key.triggers, inputs=change(self.owner_key.triggers.inputs))
-            answers = answers_verdict(model, dataclasses.replace(self.owner_key, triggers=triggers))
+            answers = answers_verdict(model, self.owner_key, change=change)
             found["triggers"] = {"num_matches": answers.num_matches, "log10_p_value": answers.log10_p_value}
         return found
 
@@ -143,31 +142,41 @@ def _with_changed_inputs(run: _Run, names: list[str]) -> dict[str, Any]:
 
 
 def _fine_tuned(run: _Run, epochs: int) -> dict[str, Any]:
+    import keras
+
     from scripts import folders
     from scripts.fitting import fit_classifier
 
-    model, config = run.released(), _thiefs(run.settings)
-    fit_classifier(model, run.folder, "fine_tuned", config, run.task.data, epochs, 0.1 * config.learning_rate)
-    folders.save_model(model, run.folder / "fine_tuned.keras")
+    name, config = f"fine_tuned_{epochs}", _thiefs(run.settings)
+    path = run.folder / f"{name}.keras"
+    if not path.exists():
+        model = run.released()
+        fit_classifier(model, run.folder, name, config, run.task.data, epochs, 0.1 * config.learning_rate)
+        folders.save_model(model, path)
+    model = keras.models.load_model(path)
     return {"epochs": epochs} | run.outcome(model)
 
 
 def _overwritten(run: _Run, epochs: int) -> dict[str, Any]:
+    import keras
+
     import deepsigns_tf as ds
     from scripts import folders
     from scripts.fitting import cosine_schedule, fit_classifier
     from scripts.marking import add_triggers, generate_key
     from scripts.training import answers_verdict
 
-    model, config, path = run.released(), _thiefs(run.settings), run.folder / "thief.key"
+    name, config = f"overwritten_{epochs}", _thiefs(run.settings)
+    key_path, path = run.folder / "thief.key", run.folder / f"{name}.keras"
+    if not key_path.exists():
+        add_triggers(generate_key(config, run.task), config, run.task, run.released()).save(key_path)
+    other_key = ds.OwnerKey.load(key_path)
     if not path.exists():
-        add_triggers(generate_key(config, run.task), config, run.task, model).save(path)
-    other_key = ds.OwnerKey.load(path)
-    schedule = cosine_schedule(config, run.task.data, epochs, config.learning_rate)
-    fit_classifier(
-        model, run.folder, "overwritten", config, run.task.data, epochs, schedule, triggers=other_key.triggers
-    )
-    folders.save_model(model, run.folder / "overwritten.keras")
+        model = run.released()
+        schedule = cosine_schedule(config, run.task.data, epochs, config.learning_rate)
+        fit_classifier(model, run.folder, name, config, run.task.data, epochs, schedule, triggers=other_key.triggers)
+        folders.save_model(model, path)
+    model = keras.models.load_model(path)
     return {"epochs": epochs} | run.outcome(model) | {"thiefs_matches": answers_verdict(model, other_key).num_matches}
 
 

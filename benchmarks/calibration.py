@@ -134,18 +134,24 @@ def acceptance(test: str, level: float, log10_p: np.ndarray, log10_tails: list[f
         log10_tails: Of an exact test: log10 of all its p-values. A test without has a bound for its level.
 
     Returns:
-        The rate with its 99.9 % interval, and whether that is as promised: an exact test attains the largest of its p-values
-        that is not above the level, within the interval; another stays below the level.
+        The rate with its 99.9 % interval, exact for a single suspect and normal over the keys for several, and whether that is as
+        promised: an exact test attains the largest of its p-values that is not above the level, which lies within the
+        interval; the interval of another reaches down to the level.
     """
-    per_key = (log10_p <= math.log10(level)).mean(axis=1)
-    half_width = scipy.stats.norm.ppf(0.9995) * per_key.std(ddof=1) / math.sqrt(len(per_key))
-    rate = float(per_key.mean())
-    row = {"test": test, "nominal": level, "observed": rate, "interval": [rate - half_width, rate + half_width]}
+    accepted = log10_p <= math.log10(level)
+    if accepted.shape[1] == 1:
+        exact = scipy.stats.binomtest(int(accepted.sum()), len(accepted)).proportion_ci(0.999)
+        interval = [float(exact.low), float(exact.high)]
+    else:
+        per_key = accepted.mean(axis=1)
+        half_width = scipy.stats.norm.ppf(0.9995) * per_key.std(ddof=1) / math.sqrt(len(per_key))
+        interval = [float(per_key.mean() - half_width), float(per_key.mean() + half_width)]
+    row = {"test": test, "nominal": level, "observed": float(accepted.mean()), "interval": interval}
     if log10_tails is None:
-        row["as_promised"] = rate <= level
+        row["as_promised"] = interval[0] <= level
     else:
         row["attained"] = 10 ** max(tail for tail in log10_tails if tail <= math.log10(level))
-        row["as_promised"] = bool(abs(rate - row["attained"]) <= half_width)
+        row["as_promised"] = interval[0] <= row["attained"] <= interval[1]
     return row
 
 

@@ -91,6 +91,7 @@ def run(network: Network, config: Config) -> dict[str, Any]:
             f"Invalid value for flag `study`. Expected one of {list(network.studies)}. Received: study={config.study!r}"
         )
     study = network.studies[config.study]
+    _check_twins(network, config)
     path = result_file(config.results_dir, f"{network.name}_{config.study}")
     with pool_on_cores(config.num_workers) as pool:
         jobs = [
@@ -154,6 +155,19 @@ def _run(network: Network, config: Config, number: int, seed: int) -> dict[str, 
     return row
 
 
+def _check_twins(network: Network, config: Config) -> None:
+    study = network.studies[config.study]
+    if study.twins_of in (None, config.study):
+        return
+    runs = pathlib.Path(config.runs_dir) / network.name / study.twins_of
+    missing = [seed for seed in study.seeds if not (runs / f"{seed}_0" / "unmarked.keras").exists()]
+    if missing:
+        raise ValueError(
+            f"The unmarked twins of this study are missing. Expected the runs of --study={study.twins_of} in {runs}. "
+            f"Received: none for the seeds {missing}"
+        )
+
+
 def _twin(folder: pathlib.Path) -> str:
     """Waits for the unmarked twin that another process is training."""
     while not (folder / "unmarked.keras").exists():
@@ -191,6 +205,7 @@ def _row(result: dict[str, Any]) -> dict[str, Any]:
             "num_matches": _of_all(triggers, "num_matches"),
             "log10_p_value": _of_all(triggers, "log10_p_value"),
             "batch_norm": triggers["batch_norm"],
+            "smallest_margin": triggers["smallest_margin"],
         }
     return row
 

@@ -3,7 +3,8 @@
     python -m benchmarks.trigger_calibration         # results/trigger_calibration.json
 
 Seeds were fixed beforehand, the key is the unit of the interval, as in `benchmarks/calibration.py`. Each key has its own noise inputs
-and, for them, two sets of labels: uniform ones, whose test is exact, and the same number of each class in shuffled order.
+and, for them, two sets of labels: uniform ones, whose test is exact, and the same number of each class in shuffled order. For the
+selection, an unmarked model of its own says which uniform labels are wrong before training.
 """
 
 import concurrent.futures
@@ -24,7 +25,9 @@ from scripts.configs import command_line, option, run_program
 KEY_SEED = b"deepsigns_tf calibration of triggers of 2026-11-26"
 
 NUM_TRIGGERS, NUM_CLASSES = 100, 10
-_TESTS = ("uniform labels", "uniform labels, sequential", "shuffled labels")
+_TESTS = ("uniform labels", "uniform labels, sequential", "shuffled labels", "uniform labels, wrong before")
+# Trained as the suspects are.
+_SELECTING_SEED = 999
 # What noise takes its shape and range from.
 _EXTREMES = np.stack([np.zeros(784), np.ones(784)]).astype(np.float32)
 
@@ -47,7 +50,8 @@ def run(config: Config) -> dict[str, Any]:
 
     path = result_file(config.results_dir, "trigger_calibration")
     data = load_mnist("mnist", config.data_dir)
-    models = [unmarked_mlp(seed, data, config.epochs) for seed in tqdm(MODEL_SEEDS, desc="models")]
+    seeds = (*MODEL_SEEDS, _SELECTING_SEED)
+    models = [unmarked_mlp(seed, data, config.epochs) for seed in tqdm(seeds, desc="models")]
     # Workers that have no TensorFlow in them; they compute with NumPy and integers only.
     with concurrent.futures.ProcessPoolExecutor(config.num_workers, multiprocessing.get_context("spawn")) as pool:
         inputs = pool.map(_inputs, range(config.num_keys), chunksize=10)
@@ -56,9 +60,9 @@ def run(config: Config) -> dict[str, Any]:
         tested = pool.map(_log10_p_values, range(config.num_keys), answers, chunksize=10)
         log10_p = np.stack(list(tqdm(tested, total=config.num_keys, desc="tests")))
     suspects = {
-        f"{len(models)} unmarked models": slice(None, len(models)),
-        "one class always": [len(models)],
-        "random classes": [len(models) + 1],
+        f"{len(MODEL_SEEDS)} unmarked models": slice(None, len(MODEL_SEEDS)),
+        "one class always": [len(MODEL_SEEDS)],
+        "random classes": [len(MODEL_SEEDS) + 1],
     }
     result = {
         **circumstances(command_line("benchmarks.trigger_calibration", config)),
@@ -90,24 +94,30 @@ def _labels(number: int, rule: LabelRule) -> np.ndarray:
 
 
 def _answers(number: int, inputs: np.ndarray, models: list[Any]) -> np.ndarray:
-    """`(suspects, triggers)` class numbers: the models', a constant one's, a random one's."""
-    answers = [np.asarray(model.predict_on_batch(inputs)).argmax(axis=1) for model in models]
+    """`(suspects + 1, triggers)` class numbers: the models', a constant one's, a random one's, and the last model's, which selects."""
+    *answers, selecting = (np.asarray(model.predict_on_batch(inputs)).argmax(axis=1) for model in models)
     answers.append(np.zeros(NUM_TRIGGERS, np.int64))
     answers.append(np.random.default_rng((2026, number)).integers(0, NUM_CLASSES, NUM_TRIGGERS))
+    answers.append(selecting)
     return np.stack(answers).astype(np.int8)
 
 
 def _log10_p_values(number: int, answers: np.ndarray) -> np.ndarray:
     """`(suspects, tests)` of a key."""
     uniform, shuffled = (_labels(number, rule) for rule in ("uniform", "shuffled"))
-    result = np.empty((len(answers), len(_TESTS)))
-    for suspect, given in enumerate(answers.astype(np.int64)):
+    *suspects, selecting = answers.astype(np.int64)
+    wrong_before = selecting != uniform
+    result = np.empty((len(suspects), len(_TESTS)))
+    for suspect, given in enumerate(suspects):
         matches = np.cumsum(given == uniform)
         evidence = max(_e_value(int(each), asked) for asked, each in enumerate(matches, 1))
         result[suspect] = (
             binomial_log10_tail(int(matches[-1]), NUM_TRIGGERS, NUM_CLASSES),
             min(0.0, -evidence),
             shuffle_log10_tail(int(np.count_nonzero(given == shuffled)), given, shuffled),
+            binomial_log10_tail(
+                int(np.count_nonzero((given == uniform)[wrong_before])), int(wrong_before.sum()), NUM_CLASSES - 1
+            ),
         )
     return result
 

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -92,6 +92,7 @@ class TriggerLogger(keras.callbacks.Callback):
         relative_std: Standard deviation of the noise as a share of that of each kernel's entries, >= 0.
         seed: Of the noise, which is the same in every epoch.
         batch_size: Triggers at a time.
+        kind: What a single score is, `"logits"` or `"probabilities"` of class 1.
 
     Attributes:
         weak_triggers: Numbers of the triggers that fell short of `margin` in the last epoch; empty without one.
@@ -113,8 +114,13 @@ class TriggerLogger(keras.callbacks.Callback):
         relative_std: float = 0.1,
         seed: int = 0,
         batch_size: int = 128,
+        kind: Literal["logits", "probabilities"] = "logits",
     ) -> None:
         super().__init__()
+        if kind not in ("logits", "probabilities"):
+            raise ValueError(
+                f'Invalid value for argument `kind`. Expected "logits" or "probabilities". Received: kind={kind!r}'
+            )
         if owner_key.triggers is None:
             raise ValueError(
                 "This key has nothing to ask for. Expected a key with triggers, made by `with_triggers` before training. "
@@ -131,12 +137,21 @@ class TriggerLogger(keras.callbacks.Callback):
         self._relative_std = relative_std
         self._seed = seed
         self._batch_size = batch_size
+        self._threshold = 0.5 if kind == "probabilities" else 0.0
+        self.weak_triggers = np.empty(0, np.int64)
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Forgets an earlier training."""
         self.weak_triggers = np.empty(0, np.int64)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Adds accuracy and margin to the epoch's logs; ends training if the margin is reached."""
         random = np.random.default_rng(self._seed)
-        weights = [np.asarray(keras.ops.convert_to_numpy(each)) for each in self.model.trainable_variables]
+        # Frozen kernels too: a thief prunes all.
+        weights = [
+            np.asarray(keras.ops.convert_to_numpy(each))
+            for each in (*self.model.trainable_variables, *self.model.non_trainable_variables)
+        ]
         as_it_is, *changed = (
             self._margins(values)
             for values in (
@@ -164,15 +179,15 @@ class TriggerLogger(keras.callbacks.Callback):
             )
 
     def _margins(self, weights: list[np.ndarray]) -> np.ndarray:
-        """Of each trigger, with other values in the trainable weights; the model keeps its own."""
-        others = [keras.ops.convert_to_tensor(each) for each in self.model.non_trainable_variables]
+        """Of each trigger, with other values in all variables; the model keeps its own."""
         values = [keras.ops.convert_to_tensor(each) for each in weights]
+        num_trainable = len(self.model.trainable_variables)
         inputs, labels = self._triggers.inputs, self._triggers.labels
         scores = []
         for start in range(0, len(labels), self._batch_size):
             rows = slice(start, start + self._batch_size)
             batch = {name: x[rows] for name, x in inputs.items()} if isinstance(inputs, Mapping) else inputs[rows]
-            answer, _ = self.model.stateless_call(values, others, batch, training=False)
+            answer, _ = self.model.stateless_call(values[:num_trainable], values[num_trainable:], batch, training=False)
             scores.append(np.asarray(keras.ops.convert_to_numpy(keras.ops.cast(answer, "float32"))))
         found = np.concatenate(scores)
         if found.ndim != 2 or found.shape[1] not in {
@@ -184,7 +199,7 @@ class TriggerLogger(keras.callbacks.Callback):
                 f"Received: shape (batch, {', '.join(map(str, found.shape[1:]))})"
             )
         if found.shape[1] == 1:
-            return np.asarray(found[:, 0] * (2 * labels - 1))
+            return np.asarray((found[:, 0] - self._threshold) * (2 * labels - 1))
         own = np.take_along_axis(found, labels[:, None], axis=1)[:, 0]
         np.put_along_axis(found, labels[:, None], -np.inf, axis=1)
         return np.asarray(own - found.max(axis=1))

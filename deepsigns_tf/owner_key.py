@@ -23,8 +23,16 @@ from deepsigns_tf.activations import Inputs, Pooling
 from deepsigns_tf.derivation import derive_balanced_signs, derive_bits, derive_bytes, derive_choice, derive_normals
 from deepsigns_tf.examples import Examples, as_inputs, as_labels
 from deepsigns_tf.files import write_atomically
-from deepsigns_tf.statistics import DecisionRule
-from deepsigns_tf.triggers import LabelRule, TriggerFamily, TriggerSet, derive_inputs, derive_labels
+from deepsigns_tf.statistics import DecisionRule, allowed_errors
+from deepsigns_tf.triggers import (
+    LabelRule,
+    TriggerFamily,
+    TriggerSet,
+    basis_of,
+    check_num_classes,
+    derive_inputs,
+    derive_labels,
+)
 
 # Part of every derivation: a later scheme cannot produce this one's bits.
 SCHEME_VERSION = 1
@@ -35,6 +43,8 @@ _NUM_SEED_BYTES = 32
 _MIN_BITS = 64
 # Before the names of their arrays in a key file.
 _TRIGGER = "trigger "
+_BASIS = "trigger basis "
+_NUMBERS = "trigger numbers"
 # Labels are compared as int32 or, where they come as floats, as float32, which holds every integer below this.
 _NUM_LABELS = 2**24
 
@@ -458,14 +468,59 @@ class OwnerKey:
                 "Invalid value for argument `num_triggers`. Expected an integer >= 1. "
                 f"Received: num_triggers={num_triggers!r}"
             )
-        domain = (self.owner, SCHEME_VERSION, num_triggers)
-        labels = derive_labels(
-            self.seed, ("trigger labels", *domain, int(num_classes)), num_triggers, num_classes, label_rule
-        )
-        inputs = derive_inputs(
-            self.seed, ("trigger inputs", *domain, family), family, num_triggers, examples, model, layer
-        )
-        return dataclasses.replace(self, triggers=TriggerSet(inputs, labels, num_classes, family, label_rule))
+        check_num_classes(num_classes)
+        labels = self._trigger_labels(int(num_triggers), int(num_classes), label_rule)
+        inputs = self._trigger_inputs(int(num_triggers), family, examples, model, layer)
+        triggers = TriggerSet(inputs, labels, num_classes, family, label_rule, basis=basis_of(family, examples))
+        log10_alpha = self.decision.log10_alpha(committed=True)
+        if allowed_errors(triggers.num_examples, log10_alpha, triggers.num_classes) is None:
+            warnings.warn(
+                f"These triggers prove nothing: {num_triggers} right answers of {num_classes} classes have p = "
+                f"10^{-num_triggers * math.log10(num_classes):.1f}, above the level 10^{log10_alpha:.1f}. Use more of them.",
+                stacklevel=2,
+            )
+        return dataclasses.replace(self, triggers=triggers)
+
+    @functools.cached_property
+    def derived_triggers(self) -> TriggerSet:
+        """The triggers, once it was checked that the seed gives their labels, and their inputs where it alone does.
+
+        Raises:
+            ValueError: If the key has no triggers, or others than its seed gives: labels that somebody chose to suit what models answer.
+        """
+        found = self.triggers
+        if found is None:
+            raise ValueError(
+                "This key cannot recognize a model by its answers. Expected a key with triggers, made by `with_triggers` before training. "
+                "Received: a key without triggers"
+            )
+        assert found.num_drawn is not None
+        labels = self._trigger_labels(found.num_drawn, found.num_classes, found.label_rule)[found.numbers]
+        wrong = [] if np.array_equal(labels, found.labels) else ["labels"]
+        if found.family in ("noise", "tokens"):
+            basis = found.basis
+            inputs = {} if basis is None else self._trigger_inputs(found.num_drawn, found.family, basis)
+            derived = inputs if isinstance(inputs, Mapping) else {"": inputs}
+            if derived.keys() != found.arrays.keys() or not all(
+                np.array_equal(each[found.numbers], found.arrays[name]) for name, each in derived.items()
+            ):
+                wrong.append("inputs")
+        if wrong:
+            raise ValueError(
+                "These triggers are not this key's. Expected labels that follow from its seed, and inputs too for noise and tokens. "
+                f"Received: other {' and '.join(wrong)}"
+            )
+        return found
+
+    def _trigger_labels(self, num: int, num_classes: int, label_rule: LabelRule) -> np.ndarray:
+        domain = ("trigger labels", self.owner, SCHEME_VERSION, num, num_classes)
+        return derive_labels(self.seed, domain, num, num_classes, label_rule)
+
+    def _trigger_inputs(
+        self, num: int, family: TriggerFamily, examples: Inputs, model: Any = None, layer: str | None = None
+    ) -> Inputs:
+        domain = ("trigger inputs", self.owner, SCHEME_VERSION, num, family)
+        return derive_inputs(self.seed, domain, family, num, examples, model, layer)
 
     def with_selected_triggers(self, answers: np.ndarray) -> "OwnerKey":
         """Keeps the triggers that an unmarked model gets wrong, as the paper does. Do this before training.
@@ -559,14 +614,21 @@ class OwnerKey:
         True
         """
         header = self._public_parameters() | {"layers": [dataclasses.asdict(layer) for layer in self.layers]}
+        basis = None
         if self.triggers is not None:
             header["triggers"] = self.triggers.parameters()
+            basis = self.triggers.basis
         arrays: dict[str, np.ndarray] = {
-            "header": np.frombuffer(json.dumps(header, sort_keys=True).encode(), np.uint8),
             "seed": np.frombuffer(self.seed, np.uint8),
             **_stored(self.key_inputs, ""),
             **_stored(self.triggers, _TRIGGER),
+            **_stored_inputs(basis, _BASIS),
         }
+        if self.triggers is not None:
+            arrays[_NUMBERS] = np.asarray(self.triggers.numbers)
+        # A file from which a part was taken is not a key without it.
+        header["arrays"] = sorted(arrays)
+        arrays["header"] = np.frombuffer(json.dumps(header, sort_keys=True).encode(), np.uint8)
         payload = io.BytesIO()
         np.savez_compressed(payload, **arrays)  # type: ignore[arg-type]
         data = _FORMAT_VERSION.to_bytes(4, "big") + payload.getvalue()
@@ -607,8 +669,11 @@ class OwnerKey:
             with np.load(io.BytesIO(data[4:]), allow_pickle=False) as archive:
                 arrays = {name: archive[name] for name in archive.files}
             header = json.loads(arrays.pop("header").tobytes())
+            if sorted(arrays) != header["arrays"]:
+                raise ValueError("other arrays than were written")
             seed = arrays.pop("seed").tobytes()
             triggers, key_inputs = _taken_out(arrays, _TRIGGER), _taken_out(arrays, "")
+            basis, numbers = _inputs_taken_out(arrays, _BASIS), arrays.pop(_NUMBERS, None)
             if header["scheme_version"] != SCHEME_VERSION or (triggers is None) != ("triggers" not in header):
                 raise ValueError("another scheme, or triggers without parameters")
             if arrays:
@@ -620,7 +685,7 @@ class OwnerKey:
                 seed=seed,
                 key_inputs=key_inputs and KeyInputs(*key_inputs),
                 layers=tuple(CarrierLayer(**layer) for layer in header["layers"]),
-                triggers=triggers and TriggerSet(*triggers, **header["triggers"]),
+                triggers=triggers and TriggerSet(*triggers, **header["triggers"], numbers=numbers, basis=basis),
             )
         except Exception as error:  # NumPy and zipfile have no closed list of what a made-up payload raises.
             raise _unreadable(path, f"its content is malformed ({type(error).__name__})") from error
@@ -667,19 +732,29 @@ def _stored(examples: Examples | None, prefix: str) -> dict[str, np.ndarray]:
     """The arrays of a key file that hold some examples."""
     if examples is None:
         return {}
-    named = isinstance(examples.inputs, Mapping)
-    inputs = {f"{prefix}input:{name}" if named else f"{prefix}input": array for name, array in examples.arrays.items()}
-    return {f"{prefix}labels": examples.labels} | inputs
+    return {f"{prefix}labels": examples.labels} | _stored_inputs(examples.inputs, prefix)
+
+
+def _stored_inputs(inputs: Inputs | None, prefix: str) -> dict[str, np.ndarray]:
+    if isinstance(inputs, Mapping):
+        return {f"{prefix}input:{name}": array for name, array in inputs.items()}
+    return {} if inputs is None else {f"{prefix}input": inputs}
 
 
 def _taken_out(arrays: dict[str, np.ndarray], prefix: str) -> tuple[Inputs, np.ndarray] | None:
     """What `_stored` put among the arrays; they are removed from there."""
-    labels, single, start = arrays.pop(f"{prefix}labels", None), arrays.pop(f"{prefix}input", None), f"{prefix}input:"
-    named = {name.removeprefix(start): arrays.pop(name) for name in list(arrays) if name.startswith(start)}
-    inputs: Inputs | None = named or single
-    if (labels is None) != (inputs is None) or (named and single is not None):
-        raise ValueError("examples without labels, or of two kinds")
+    labels, inputs = arrays.pop(f"{prefix}labels", None), _inputs_taken_out(arrays, prefix)
+    if (labels is None) != (inputs is None):
+        raise ValueError("examples without labels")
     return None if inputs is None or labels is None else (inputs, labels)
+
+
+def _inputs_taken_out(arrays: dict[str, np.ndarray], prefix: str) -> Inputs | None:
+    single, start = arrays.pop(f"{prefix}input", None), f"{prefix}input:"
+    named = {name.removeprefix(start): arrays.pop(name) for name in list(arrays) if name.startswith(start)}
+    if named and single is not None:
+        raise ValueError("inputs of two kinds")
+    return named or single
 
 
 def _unreadable(path: str | os.PathLike[str], why: str) -> ValueError:

@@ -1,8 +1,8 @@
 """Questions to a model that can only be asked: which, in what order, and what was answered so far.
 
-The order follows from the owner's seed. Decoys among the triggers hide which answers are wanted. Every answer is kept in a file,
-so that an interrupted questioning goes on, and the test is one that may be looked at after every answer: it does not matter
-when, or why, the questions end.
+The triggers come in the key's order, decoys at places that follow from the owner's seed hide which answers are wanted. Every answer
+is kept in a file, so that an interrupted questioning goes on, and the test is one that may be looked at after every answer: it
+does not matter when, or why, the questions end.
 """
 
 import json
@@ -21,13 +21,14 @@ from deepsigns_tf.owner_key import SCHEME_VERSION, OwnerKey
 from deepsigns_tf.trigger_verification import (
     PredictionKind,
     TriggerVerdict,
-    class_numbers,
+    answers_to,
     sequential_verdict,
-    triggers_of,
 )
 from deepsigns_tf.verification import check_commitment
 
 _FORMAT_VERSION = 1
+# Among decoys, questions end after a multiple of so many: the last one tells nothing.
+_BLOCK = 16
 
 
 class Questioning:
@@ -37,12 +38,13 @@ class Questioning:
         owner_key: The claimant's key, with triggers whose labels are uniform.
         answers_file: Where to keep the answers, readable by the owner alone: it shows which questions are triggers. An existing file of the
             same questioning is gone on with. None: keep them in memory.
+        suspect: Who is asked, in words that tell this model from any other; needed with a file, which keeps it.
         decoys: Inputs of the same shape and type to hide the triggers among, task inputs for instance; none by default.
         commitment: The commitment that the claimant published before training, as in `verify`.
 
     Raises:
         ValueError: If the key has no triggers, or shuffled ones, the decoys do not fit, the commitment is not this key's, or the file
-            holds the answers of another questioning.
+            holds the answers of another questioning, or of another suspect.
 
     Example:
 
@@ -50,29 +52,43 @@ class Questioning:
     >>> questioning = Questioning(key, decoys=np.random.rand(50, 8))
     >>> verdict = questioning.run(lambda inputs: np.zeros(len(inputs), int), batch_size=10, max_queries=30)
     >>> questioning.num_queries, verdict.headline
-    (30, 'NOT MARKED')
+    (30, 'NOT DECIDED, 20 of 100 triggers asked for')
     """
 
     def __init__(
         self,
         owner_key: OwnerKey,
         answers_file: str | os.PathLike[str] | None = None,
+        suspect: str = "",
         decoys: Inputs | None = None,
         commitment: str | None = None,
     ) -> None:
         self._owner_key = owner_key
-        self._triggers = triggers_of(owner_key)
+        self._triggers = owner_key.derived_triggers
+        if answers_file is not None and not suspect:
+            raise ValueError(
+                "Nobody could tell whose answers these are. Expected `suspect=` with a file that keeps answers. "
+                f"Received: suspect={suspect!r}, answers_file={os.fspath(answers_file)!r}"
+            )
         self._committed = check_commitment(owner_key, commitment)
         self._inputs = _with_decoys(self._triggers.arrays, decoys)
         num_questions = len(next(iter(self._inputs.values())))
         domain = ("questions", owner_key.owner, SCHEME_VERSION, num_questions)
-        self._order = derive_permutations(owner_key.seed, domain, 1, num_questions)[0]
+        # Where the triggers come; in which order does not depend on the decoys, which are free to choose.
+        places = np.sort(
+            derive_permutations(owner_key.seed, domain, 1, num_questions)[0][: self._triggers.num_examples]
+        )
+        is_trigger = np.isin(np.arange(num_questions), places)
+        self._order = np.empty(num_questions, np.int64)
+        self._order[is_trigger] = np.arange(len(places))
+        self._order[~is_trigger] = np.arange(len(places), num_questions)
         self._path = None if answers_file is None else pathlib.Path(answers_file)
         self._identity = {
             "format_version": _FORMAT_VERSION,
             "fingerprint": owner_key.fingerprint,
             "triggers": self._triggers.digest(),
             "num_questions": num_questions,
+            "suspect": suspect,
         }
         self._answers = self._kept()
         # Refuses labels that have no test of this kind.
@@ -96,10 +112,11 @@ class Questioning:
         batch_size: int = 1,
         max_queries: int | None = None,
     ) -> TriggerVerdict:
-        """Asks until the claim is proved, all was asked, or no more may be asked.
+        """Asks until the claim is proved, all was asked, or no more may be asked. Among decoys it ends on a multiple of 16 questions.
 
         Args:
-            predict_fn: From inputs `(n, ...)`, an array or dict of arrays, to answers in a form of `verify_predictions`.
+            predict_fn: From inputs `(n, ...)`, an array or dict of arrays, to answers in a form of `verify_predictions`. Where it raises
+                `RefusalError`, each input is asked by itself; those that it refuses alone count as not answered.
             kind: What the answers are, as in `verify_predictions`.
             batch_size: Questions at a time, >= 1.
             max_queries: Questions in all, those of earlier runs included; None: no limit.
@@ -132,14 +149,22 @@ class Questioning:
                 f"Invalid value for argument `batch_size`. Expected an integer >= 1. Received: batch_size={batch_size!r}"
             )
         limit = self.num_questions if max_queries is None else min(max_queries, self.num_questions)
-        while self.num_queries < limit and not self.verdict().marked:
-            rows = self._order[self.num_queries : min(self.num_queries + batch_size, limit)]
-            asked = {name: array[rows] for name, array in self._inputs.items()}
-            predictions = predict_fn(asked if isinstance(self._triggers.inputs, Mapping) else asked[""])
-            answers = class_numbers(predictions, len(rows), self._triggers.num_classes, kind)
-            self._answers += answers.tolist()
+        while self.num_queries < limit and not self._may_end():
+            end = min(self.num_queries + batch_size, limit)
+            if self._hidden:
+                end = min(end, self.num_queries - self.num_queries % _BLOCK + _BLOCK)
+            rows = self._order[self.num_queries : end]
+            self._answers += answers_to(self._inputs, rows, predict_fn, self._triggers.num_classes, kind)
             self._keep()
             yield self.num_queries
+
+    @property
+    def _hidden(self) -> bool:
+        """Whether there are decoys."""
+        return self.num_questions > self._triggers.num_examples
+
+    def _may_end(self) -> bool:
+        return not (self._hidden and self.num_queries % _BLOCK) and self.verdict().marked
 
     def verdict(self) -> TriggerVerdict:
         """What the answers so far say."""
@@ -161,8 +186,8 @@ class Questioning:
             identity, fits = f"unreadable ({type(error).__name__})", False
         if identity != self._identity or not fits:
             raise ValueError(
-                "This file does not hold the answers of this questioning. Expected the file that it was begun with, the same key and as "
-                f"many decoys, or no file. Received: {self._path}"
+                "This file does not hold the answers of this questioning. Expected the file that it was begun with, the same suspect, the "
+                f"same key and as many decoys, or no file. Received: {self._path}"
             )
         return answers
 

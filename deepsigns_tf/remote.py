@@ -7,15 +7,19 @@ an answer only if it is whole, well-formed, and as long as the question.
 import dataclasses
 import json
 import os
+import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Protocol
 
+import anyio
+import anyio.from_thread
 import httpx
 import numpy as np
 import tenacity
 
 from deepsigns_tf.activations import Inputs
+from deepsigns_tf.trigger_verification import RefusalError
 
 _RETRIED = {429, 500, 502, 503, 504}
 _MAX_REPLY_BYTES = 64 * 2**20
@@ -202,6 +206,9 @@ class RemoteModel:
         max_attempts: Requests for one batch, >= 1.
         max_requests_per_second: Requests are spaced so; None: at once.
         token_variable: Environment variable with a token to send as `Authorization: Bearer`; none by default.
+        refused_statuses: HTTP statuses by which this server refuses an input, as 400 or 422; they raise `RefusalError`, which a
+            `Questioning` counts as no answer. None by default: they are errors.
+        verify: Certificates to trust in place of the system's.
         transport: Another way to send requests, for tests.
 
     Raises:
@@ -209,8 +216,8 @@ class RemoteModel:
 
     Example:
 
-    >>> RemoteModel(TensorFlowServing("http://localhost:8501", "digits")).protocol.model
-    'digits'
+    >>> RemoteModel(TensorFlowServing("http://localhost:8501", "digits")).name
+    'http://localhost:8501/v1/models/digits:predict'
     """
 
     def __init__(
@@ -221,13 +228,19 @@ class RemoteModel:
         max_attempts: int = 5,
         max_requests_per_second: float | None = None,
         token_variable: str | None = None,
-        transport: httpx.BaseTransport | None = None,
+        refused_statuses: Collection[int] = (),
+        verify: ssl.SSLContext | bool = True,
+        transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        address = httpx.URL(protocol.address)
+        try:
+            address = httpx.URL(protocol.address)
+        except httpx.InvalidURL:
+            address = httpx.URL("")
         if address.scheme not in ("http", "https") or not address.host:
+            # The address is not shown: it may hold a password.
             raise ValueError(
-                "This is no address of a model. Expected a URL that begins with https:// or http://. "
-                f"Received: {protocol.address!r}"
+                "This is no address of a model. Expected a URL that begins with https:// or http://, a host and a numeric port. "
+                f"Received: {len(protocol.address)} characters that are none"
             )
         if not (timeout > 0 and deadline > 0 and max_attempts >= 1 and (max_requests_per_second or 1.0) > 0):
             raise ValueError(
@@ -246,15 +259,20 @@ class RemoteModel:
             headers["Authorization"] = f"Bearer {token}"
         self.protocol = protocol
         # Without user, password and query, which may be secrets.
-        self._shown = f"{address.scheme}://{address.netloc.decode()}{address.path}"
+        self.name = f"{address.scheme}://{address.netloc.decode()}{address.path}"
         self._deadline = deadline
         self._spacing = 1.0 / max_requests_per_second if max_requests_per_second else 0.0
         self._next = 0.0
+        self._refused = frozenset(refused_statuses)
         self._settings: Any = {
-            "headers": headers,
+            # Nothing small may become large here.
+            "headers": headers | {"Accept-Encoding": "identity"},
             "timeout": timeout,
             "transport": transport,
             "follow_redirects": False,
+            "verify": verify,
+            # A proxy would see what is meant for this machine.
+            "trust_env": address.host not in _LOCAL,
         }
         self._retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(_PassingError),
@@ -274,6 +292,7 @@ class RemoteModel:
 
         Raises:
             RemoteError: If no answer came that can be used.
+            RefusalError: If the status is one of `refused_statuses`.
         """
         num_examples = len(next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs)
         body = self.protocol.request(inputs)
@@ -299,13 +318,31 @@ class RemoteModel:
         if now < self._next:
             time.sleep(self._next - now)
         self._next = max(now, self._next) + self._spacing
-        end, content = time.monotonic() + self._deadline, bytearray()
         try:
-            # A client for each request: none is left open, whatever the server does.
-            with (
-                httpx.Client(**self._settings) as client,
+            # In a thread of its own, whose event loop can end a request that trickles.
+            with anyio.from_thread.start_blocking_portal() as portal:
+                content = portal.call(self._exchange, body)
+        except TimeoutError:
+            raise _PassingError(f"a reply that took more than {self._deadline:g} s") from None
+        except httpx.TransportError as error:
+            if _is_about_certificates(error):
+                raise self._failed("a certificate that cannot be verified") from None
+            raise _PassingError(f"no reply ({type(error).__name__})") from None
+        try:
+            return json.loads(content)
+        except (ValueError, RecursionError) as error:
+            raise _PassingError(f"a reply that is not JSON ({type(error).__name__})") from None
+
+    async def _exchange(self, body: dict[str, Any]) -> bytes:
+        content = bytearray()
+        # A client for each request: none is left open, whatever the server does.
+        with anyio.fail_after(self._deadline):
+            async with (
+                httpx.AsyncClient(**self._settings) as client,
                 client.stream("POST", self.protocol.address, json=body) as response,
             ):
+                if response.status_code in self._refused:
+                    raise RefusalError(f"status {response.status_code}")
                 if response.status_code in _RETRIED:
                     raise _PassingError(
                         f"status {response.status_code}", _seconds(response.headers.get("Retry-After", ""))
@@ -313,20 +350,13 @@ class RemoteModel:
                 if response.status_code != 200:
                     # A redirect would hand the questions to somebody else.
                     raise self._failed(f"status {response.status_code}")
-                for part in response.iter_bytes():
+                if response.headers.get("Content-Encoding", "identity") != "identity":
+                    raise self._failed("a compressed reply, which was not asked for")
+                async for part in response.aiter_bytes():
                     content += part
                     if len(content) > _MAX_REPLY_BYTES:
                         raise self._failed(f"a reply of more than {_MAX_REPLY_BYTES} bytes")
-                    if time.monotonic() > end:
-                        raise _PassingError(f"a reply that took more than {self._deadline:g} s")
-        except httpx.TransportError as error:
-            raise _PassingError(f"no reply ({type(error).__name__})") from None
-        except httpx.DecodingError as error:
-            raise _PassingError(f"an unreadable reply ({type(error).__name__})") from None
-        try:
-            return json.loads(content)
-        except (ValueError, RecursionError) as error:
-            raise _PassingError(f"a reply that is not JSON ({type(error).__name__})") from None
+        return bytes(content)
 
     def _wait(self, state: tenacity.RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome else None
@@ -336,8 +366,16 @@ class RemoteModel:
     def _failed(self, received: str) -> RemoteError:
         return RemoteError(
             "The model gave no answer that can be used. Expected a prediction for each input. "
-            f"Received: {received} from {self._shown}"
+            f"Received: {received} from {self.name}"
         )
+
+
+def _is_about_certificates(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 _BACK_OFF = tenacity.wait_exponential_jitter(multiplier=0.5, max=_MAX_WAIT, jitter=0.5)

@@ -26,6 +26,10 @@ PredictionKind = Literal["labels", "probabilities", "logits"]
 NO_ANSWER = -1
 
 
+class RefusalError(Exception):
+    """Raised by a function that asks a model, where the model refuses an input for good. It counts as no answer, a miss."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class TriggerVerdict(Decision):
     """What a suspect's answers say about an owner's claim.
@@ -39,7 +43,7 @@ class TriggerVerdict(Decision):
         committed: Whether a commitment was given by whoever verifies and found to be this key's.
         assumptions: What the p-value rests on, in words.
         num_triggers: K, triggers of the key.
-        num_asked: How many were asked for; fewer only where the claim was proved before all were.
+        num_asked: How many were asked for: all, unless the claim was proved before, or the questions ended early.
         num_answered: How many of them were answered.
         num_matches: How many were answered with the key's label.
         num_classes: C.
@@ -53,6 +57,20 @@ class TriggerVerdict(Decision):
     num_classes: int
     null: str
 
+    @property
+    def decided(self) -> bool:
+        """Whether the claim is proved, or all triggers were asked for."""
+        return self.marked or self.num_asked == self.num_triggers
+
+    @property
+    def headline(self) -> str:
+        """The verdict in a few words; nothing is decided where questions are left and those asked prove nothing."""
+        return (
+            super().headline
+            if self.decided
+            else f"NOT DECIDED, {self.num_asked} of {self.num_triggers} triggers asked for"
+        )
+
     def summary(self) -> str:
         """The verdict for people, in a few lines."""
         findings = [
@@ -65,6 +83,7 @@ class TriggerVerdict(Decision):
     def to_dict(self) -> dict[str, Any]:
         """The verdict as JSON-ready values; nothing in it is secret."""
         return super().to_dict() | {
+            "decided": self.decided,
             "num_triggers": self.num_triggers,
             "num_asked": self.num_asked,
             "num_answered": self.num_answered,
@@ -115,7 +134,7 @@ def verify_predictions(
 
     Source: DeepSigns, section 3.3.
     """
-    triggers = triggers_of(owner_key)
+    triggers = owner_key.derived_triggers
     committed = check_commitment(owner_key, commitment)
     answers = class_numbers(predictions, triggers.num_examples, triggers.num_classes, kind)
     num_matches = int(np.count_nonzero(answers == triggers.labels))
@@ -145,7 +164,8 @@ def verify_predict_fn(
     """Asks a suspect for its answers, and judges them.
 
     Args:
-        predict_fn: From inputs `(n, ...)`, an array or dict of arrays, to answers in a form of `verify_predictions`.
+        predict_fn: From inputs `(n, ...)`, an array or dict of arrays, to answers in a form of `verify_predictions`. Where it raises
+            `RefusalError`, each input is asked by itself; those that are refused alone count as not answered.
         owner_key: The claimant's key, with triggers.
         kind: As in `verify_predictions`.
         commitment: As in `verify_predictions`.
@@ -168,7 +188,7 @@ def verify_predict_fn(
     >>> verdict.headline, verdict.num_asked
     ('MARKED, if the key is older than the model', 21)
     """
-    triggers = triggers_of(owner_key)
+    triggers = owner_key.derived_triggers
     if batch_size < 1:
         raise ValueError(
             f"Invalid value for argument `batch_size`. Expected an integer >= 1. Received: batch_size={batch_size!r}"
@@ -179,12 +199,11 @@ def verify_predict_fn(
         # Refuses labels that have no such test before anything is asked.
         sequential_verdict(answers, np.arange(0), owner_key, committed)
     for start in range(0, triggers.num_examples, batch_size):
-        rows = slice(start, min(start + batch_size, triggers.num_examples))
-        asked = {name: array[rows] for name, array in triggers.arrays.items()}
-        predictions = predict_fn(asked if isinstance(triggers.inputs, Mapping) else asked[""])
-        answers = np.append(answers, class_numbers(predictions, rows.stop - start, triggers.num_classes, kind))
+        rows = np.arange(start, min(start + batch_size, triggers.num_examples))
+        found = answers_to(triggers.arrays, rows, predict_fn, triggers.num_classes, kind)
+        answers = np.append(answers, np.array(found, np.int64))
         if stop_early:
-            verdict = sequential_verdict(answers, np.arange(rows.stop), owner_key, committed)
+            verdict = sequential_verdict(answers, np.arange(len(answers)), owner_key, committed)
             if verdict.marked:
                 break
     return verdict if stop_early else verify_predictions(answers, owner_key, kind="labels", commitment=commitment)
@@ -213,7 +232,7 @@ def sequential_verdict(
     >>> sequential_verdict(key.triggers.labels[5:12], np.arange(5, 12), key, committed=True).headline
     'MARKED'
     """
-    triggers = triggers_of(owner_key)
+    triggers = owner_key.derived_triggers
     if triggers.label_rule == "shuffled":
         raise ValueError(
             "These triggers have no test that may be looked at early. Expected labels that are independent of each other. "
@@ -224,6 +243,43 @@ def sequential_verdict(
     evidence = [sequential_log10_e_value(int(m), n, triggers.num_values) for n, m in enumerate(matches, 1)]
     null = f"one in {triggers.num_values} each; the largest evidence seen after any answer counts (Ville's inequality)"
     return _verdict(owner_key, answers, labels, min(0.0, -max(evidence, default=0.0)), null, committed)
+
+
+def answers_to(
+    inputs: Mapping[str, np.ndarray],
+    rows: np.ndarray,
+    predict_fn: Callable[[Inputs], Any],
+    num_classes: int,
+    kind: PredictionKind | None,
+) -> list[int]:
+    """Asks for some inputs.
+
+    Args:
+        inputs: Arrays by name; a single one has the empty name.
+        rows: `(n,)` which to ask for.
+        predict_fn: As in `verify_predict_fn`.
+        num_classes: C.
+        kind: As in `verify_predictions`.
+
+    Returns:
+        n class numbers, -1 for those that were refused.
+
+    Raises:
+        ValueError: As `class_numbers`.
+
+    Example:
+
+    >>> answers_to({"": np.arange(6.0)}, np.array([5, 1]), lambda x: (x > 3).astype(int), num_classes=2, kind=None)
+    [1, 0]
+    """
+    asked = {name: array[rows] for name, array in inputs.items()}
+    try:
+        predictions = predict_fn(asked.get("", asked))
+    except RefusalError:
+        if len(rows) == 1:
+            return [NO_ANSWER]
+        return [answer for row in rows for answer in answers_to(inputs, np.array([row]), predict_fn, num_classes, kind)]
+    return list(class_numbers(predictions, len(rows), num_classes, kind).tolist())
 
 
 def class_numbers(
@@ -255,6 +311,9 @@ def class_numbers(
             f"Invalid value for argument `kind`. Expected one of {list(get_args(PredictionKind))} or None. Received: kind={kind!r}"
         )
     array = np.asarray(predictions)
+    if array.dtype.name == "bfloat16":
+        # Not one of NumPy's own types.
+        array = array.astype(np.float32)
     if array.dtype.kind not in "biuf" or array.ndim not in (1, 2) or len(array) != num_examples:
         raise _malformed(f"one answer to each of {num_examples} triggers, in one or two axes", array)
     if not np.isfinite(array).all():
@@ -284,26 +343,11 @@ def class_numbers(
     return np.asarray(column > (0.5 if kind == "probabilities" else 0.0), np.int64)
 
 
-def triggers_of(owner_key: OwnerKey) -> TriggerSet:
-    """The triggers of a key.
-
-    Raises:
-        ValueError: If it has none.
-    """
-    if owner_key.triggers is None:
-        raise ValueError(
-            "This key cannot recognize a model by its answers. Expected a key with triggers, made by `with_triggers` before training. "
-            "Received: a key without triggers"
-        )
-    return owner_key.triggers
-
-
 def _verdict(
     owner_key: OwnerKey, answers: np.ndarray, labels: np.ndarray, log10_p: float, null: str, committed: bool
 ) -> TriggerVerdict:
-    triggers = triggers_of(owner_key)
+    triggers = owner_key.derived_triggers
     log10_alpha = owner_key.decision.log10_alpha(committed)
-    secret = "the order of the labels is" if triggers.label_rule == "shuffled" else "the labels are"
     return TriggerVerdict(
         owner=owner_key.owner,
         marked=log10_p <= log10_alpha,
@@ -311,18 +355,40 @@ def _verdict(
         log10_alpha=log10_alpha,
         decision=owner_key.decision,
         committed=committed,
-        assumptions=(
-            f"{secret} uniform and independent of the suspect and of the inputs: seed, inputs and decision rule were fixed before the "
-            "suspect existed",
-            *assumptions_about_the_date(committed, "triggers"),
-            "the answers are the suspect's own, and whoever gave them did not know the labels",
-        ),
+        assumptions=_assumptions(triggers, committed, log10_alpha),
         num_triggers=triggers.num_examples,
         num_asked=len(answers),
         num_answered=int(np.count_nonzero(answers != NO_ANSWER)),
         num_matches=int(np.count_nonzero(answers == labels)),
         num_classes=triggers.num_classes,
         null=null,
+    )
+
+
+def _assumptions(triggers: TriggerSet, committed: bool, log10_alpha: float) -> tuple[str, ...]:
+    secret = "the order of the labels is" if triggers.label_rule == "shuffled" else "the labels are"
+    lines = [
+        f"{secret} uniform and independent of the suspect: seed, inputs and decision rule were fixed before the suspect existed",
+        *assumptions_about_the_date(committed, "triggers"),
+    ]
+    if committed:
+        lines.append(
+            f"the seed was drawn once: whoever tries 10^{-log10_alpha:.0f} seeds before committing can meet what models usually answer"
+        )
+    if triggers.family in ("noise", "tokens"):
+        lines.append("labels and inputs were derived from the seed again and found to be those of the key")
+    else:
+        lines.append(
+            "the labels were derived from the seed again, the inputs could not be: they were not picked to suit the labels"
+        )
+    if triggers.selection != "none":
+        lines.append(
+            "the answers by which triggers were selected are those of a model whose owner did not know the labels"
+        )
+    return (
+        *lines,
+        "which test, and how the answers are read, was fixed before the suspect was asked",
+        "the answers are the suspect's own, and whoever gave them did not know the labels",
     )
 
 

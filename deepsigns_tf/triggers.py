@@ -34,6 +34,9 @@ class TriggerSet(Examples):
         family: What kind of inputs they are.
         label_rule: `"uniform"`: each label independent and uniform; `"shuffled"`: as many of each class, in secret order.
         selection: `"none"`, or `"wrong_before"` where only triggers were kept that an unmarked model got wrong.
+        numbers: `(K,)` which of those that were drawn these are, increasing; all of them by default.
+        num_drawn: How many were drawn; K by default.
+        basis: What the inputs can be derived from again, see `basis_of`; None where examples or a model are needed.
 
     Raises:
         ValueError: If a part is malformed, or no exact test exists for the combination.
@@ -49,12 +52,26 @@ class TriggerSet(Examples):
     family: TriggerFamily
     label_rule: LabelRule = "uniform"
     selection: Selection = "none"
+    numbers: np.ndarray | None = dataclasses.field(default=None, repr=False)
+    num_drawn: int | None = None
+    basis: Inputs | None = dataclasses.field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_num_classes(self.num_classes)
+        object.__setattr__(self, "num_classes", int(self.num_classes))
+        numbers = np.arange(self.num_examples) if self.numbers is None else self.numbers
+        numbers = as_labels(numbers, self.num_examples, "numbers")
+        numbers.flags.writeable = False
+        object.__setattr__(self, "numbers", numbers)
+        object.__setattr__(self, "num_drawn", self.num_examples if self.num_drawn is None else int(self.num_drawn))
+        if numbers[0] < 0 or numbers[-1] >= self.num_drawn or (np.diff(numbers) <= 0).any():
+            raise ValueError(
+                "Invalid value for argument `numbers`. Expected increasing numbers of triggers that were drawn. "
+                f"Received: {len(numbers)} numbers from {numbers.min()} to {numbers.max()}, num_drawn={self.num_drawn}"
+            )
         for name, allowed in (("family", TriggerFamily), ("label_rule", LabelRule), ("selection", Selection)):
             _check_choice(name, getattr(self, name), allowed)
-        check_num_classes(self.num_classes)
         if (self.labels < 0).any() or (self.labels >= self.num_classes).any():
             raise ValueError(
                 f"Invalid value for argument `labels`. Expected integers in 0 .. {self.num_classes - 1}. "
@@ -79,6 +96,7 @@ class TriggerSet(Examples):
             "num_classes": self.num_classes,
             "label_rule": self.label_rule,
             "selection": self.selection,
+            "num_drawn": self.num_drawn,
         }
 
     def selected(self, answers: np.ndarray, selection: str = "wrong_before") -> "TriggerSet":
@@ -116,7 +134,10 @@ class TriggerSet(Examples):
             )
         kept = {name: array[wrong] for name, array in self.arrays.items()}
         inputs = kept if isinstance(self.inputs, Mapping) else kept[""]
-        return dataclasses.replace(self, inputs=inputs, labels=self.labels[wrong], selection="wrong_before")
+        assert self.numbers is not None
+        return dataclasses.replace(
+            self, inputs=inputs, labels=self.labels[wrong], numbers=self.numbers[wrong], selection="wrong_before"
+        )
 
 
 def derive_labels(seed: bytes, domain: Domain, num: int, num_classes: int, label_rule: LabelRule) -> np.ndarray:
@@ -145,6 +166,47 @@ def derive_labels(seed: bytes, domain: Domain, num: int, num_classes: int, label
     if label_rule == "uniform":
         return derive_integers(seed, domain, num, num_classes)
     return np.asarray((np.arange(num) % num_classes)[derive_permutations(seed, domain, 1, num)[0]])
+
+
+def basis_of(family: TriggerFamily, examples: Inputs) -> Inputs | None:
+    """What `derive_inputs` needs of the examples, in place of them.
+
+    Args:
+        family: The kind of trigger.
+        examples: Training inputs, an array `(n, ...)` or dict of such.
+
+    Returns:
+        A few rows of the examples' shape and type: the smallest and the largest number for `"noise"`, the vocabulary for `"tokens"`. None
+        for other families, which are made of the examples themselves.
+
+    Example:
+
+    >>> basis_of("noise", np.random.rand(1000, 2) // 2).tolist()
+    [[0.0, 0.0], [0.0, 0.0]]
+    >>> basis_of("tokens", np.array([[7, 3, 0], [3, 5, 0]])).tolist()
+    [[3, 5, 7]]
+    """
+    given = as_inputs(examples, "examples")
+    if family not in ("noise", "tokens"):
+        return None
+    arrays = given if isinstance(given, Mapping) else {"": given}
+    rows = {}
+    for name, array in arrays.items():
+        if family == "noise":
+            rows[name] = np.stack([np.full_like(array[0], each) for each in (array.min(), array.max())])
+        else:
+            vocabulary = np.setdiff1d(array, [0])
+            size = max(1, array[0].size)
+            row_count = max(1, -(-len(vocabulary) // size))
+            rows[name] = np.resize(
+                np.pad(vocabulary, (0, row_count * size - len(vocabulary))), (row_count, *array.shape[1:])
+            )
+    most = max(map(len, rows.values()))
+    # One row an example, of all arrays alike.
+    rows = {
+        name: np.concatenate([array, np.repeat(array[:1], most - len(array), axis=0)]) for name, array in rows.items()
+    }
+    return rows if isinstance(given, Mapping) else rows[""]
 
 
 def derive_inputs(
@@ -256,7 +318,7 @@ def mix_triggers(dataset: Any, trigger_set: TriggerSet, num_triggers_per_batch: 
     given = tf.nest.map_structure(lambda each: tuple(each.shape[1:]), spec[0])
     fits = given == tf.nest.map_structure(lambda array: array.shape[1:], inputs) and all(
         np.array_equal(array.astype(each.dtype.as_numpy_dtype), array)
-        or array.dtype.kind == each.dtype.as_numpy_dtype(0).dtype.kind
+        or (array.dtype.kind == "f" and each.dtype.is_floating)
         for array, each in zip(tf.nest.flatten(inputs), tf.nest.flatten(spec[0]), strict=True)
     )
     if not fits or len(targets) != 1 or tuple(targets[0].shape[1:]) not in ((), (1,), (trigger_set.num_classes,)):

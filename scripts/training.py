@@ -99,6 +99,8 @@ def run(config: TrainingConfig, load_task: Callable[[], Task]) -> dict[str, Any]
             "verdict": _verify_in_fresh_process(folder, "answers"),
             "controls": {name: control.to_dict() for name, control in controls.items()},
             "batch_norm": json.loads((folder / "batch_norm.json").read_text()),
+            # Of the weakest trigger after the last epoch, with weights as they are, pruned and shaken.
+            "smallest_margin": histories["marked"]["trigger_margin"][-1],
         }
         title += f", {owner_key.triggers.num_examples} triggers"
     write_json(folder / "result.json", result)
@@ -219,10 +221,22 @@ def _held_out_verdict(marked: keras.Model, owner_key: ds.OwnerKey, task: Task) -
     return ds.verify(marked, dataclasses.replace(owner_key, key_inputs=held_out))
 
 
-def answers_verdict(model: keras.Model, owner_key: ds.OwnerKey, commitment: str | None = None) -> ds.TriggerVerdict:
-    """What a model's answers to the key's triggers say."""
+def answers_verdict(
+    model: keras.Model,
+    owner_key: ds.OwnerKey,
+    commitment: str | None = None,
+    change: Callable[[Any], Any] = lambda inputs: inputs,
+) -> ds.TriggerVerdict:
+    """What a model's answers to the key's triggers say.
+
+    Args:
+        model: The suspect.
+        owner_key: The key, with triggers.
+        commitment: Published before training.
+        change: What happens to inputs on their way to the model.
+    """
     return ds.verify_predict_fn(
-        lambda inputs: model.predict(inputs, verbose=0), owner_key, commitment=commitment, batch_size=1000
+        lambda inputs: model.predict(change(inputs), verbose=0), owner_key, commitment=commitment, batch_size=1000
     )
 
 

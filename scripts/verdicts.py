@@ -48,6 +48,8 @@ def concluded(verdict: Any, path: str | None) -> int:
         # Before it is printed: a verdict that could not be written as asked ends with status 2 and says nothing else.
         write_json(pathlib.Path(path), verdict.to_dict())
     print(verdict.summary())
+    if not verdict.decided:
+        return NO_VERDICT
     return MARKED if verdict.marked else NOT_MARKED
 
 

@@ -2,11 +2,12 @@
 
     python -m scripts.verify_remote --url=http://localhost:8501 --protocol=tensorflow_serving --model=digits --owner_key=owner.key
 
-It asks until the claim is proved or nothing is left to ask, keeps every answer, and goes on where it was interrupted. Exit status
-as that of `scripts.verify`: 0 marked, 1 not marked, 2 everything else.
+It asks until the claim is proved or nothing is left to ask, keeps every answer in a file beside the key, and goes on where it was
+interrupted. Exit status as that of `scripts.verify`: 0 marked, 1 not marked, 2 everything else, unfinished questions among it.
 """
 
 import dataclasses
+import hashlib
 import pathlib
 
 from scripts.configs import option
@@ -40,13 +41,16 @@ class Config:
         None, "Inputs to hide the triggers among: a .npy file, or .npz for several names; none if not given."
     )
     answers: str | None = option(
-        None, "Where to keep the answers, so that a later run goes on; beside the verdict's place, keep it secret."
+        None, "Where to keep the answers, a secret; a file beside the key, named by whom is asked, if not given."
     )
     max_queries: int = option(0, "Questions in all, earlier runs' and decoys included; 0: all.", minimum=0)
     batch_size: int = option(1, "Questions in a request.", minimum=1)
     timeout: float = option(10.0, "Seconds that a part of a reply may take.", minimum=0.001)
     max_attempts: int = option(5, "Requests for one batch.", minimum=1)
     max_requests_per_second: float = option(0.0, "Requests are spaced so; 0: at once.", minimum=0.0)
+    skip_refused: bool = option(
+        False, "Count an input that is answered with status 400, 403, 413 or 422 as not answered."
+    )
     token_variable: str | None = option(None, "Environment variable with a token for the server.")
     commitment: str | None = option(None, COMMITMENT_HELP)
     verdict: str | None = option(None, "Where to write the verdict as JSON.")
@@ -59,7 +63,7 @@ def run(config: Config) -> int:
         config: Whom to ask.
 
     Returns:
-        0 if marked, 1 if not.
+        0 if marked, 1 if not, 2 if questions are left that could have decided.
 
     Raises:
         ValueError: If a file is unreadable or settings do not fit each other. Nothing was asked then.
@@ -73,6 +77,11 @@ def run(config: Config) -> int:
     from deepsigns_tf import remote
 
     if config.protocol == "tensorflow_serving":
+        if config.version is not None and not config.version.isdecimal():
+            raise ValueError(
+                "Invalid value for flag `version`. Expected a number with --protocol=tensorflow_serving. "
+                f"Received: version={config.version!r}"
+            )
         version = None if config.version is None else int(config.version)
         protocol: remote.ServerProtocol = remote.TensorFlowServing(config.url, config.model, version, config.output)
     elif config.protocol == "open_inference":
@@ -83,14 +92,18 @@ def run(config: Config) -> int:
     if config.decoys:
         decoys = np.load(pathlib.Path(config.decoys), allow_pickle=False)
         decoys = dict(decoys) if config.decoys.endswith(".npz") else decoys
-    questioning = ds.Questioning(ds.OwnerKey.load(config.owner_key), config.answers, decoys, config.commitment)
     model = remote.RemoteModel(
         protocol,
         timeout=config.timeout,
         max_attempts=config.max_attempts,
         max_requests_per_second=config.max_requests_per_second or None,
         token_variable=config.token_variable,
+        refused_statuses=(400, 403, 413, 422) if config.skip_refused else (),
     )
+    # Other outputs, or another reading of them, are another questioning.
+    suspect = f"{model.name}, output {config.output}, read as {config.kind}"
+    answers = config.answers or f"{config.owner_key}.{hashlib.sha256(suspect.encode()).hexdigest()[:8]}.answers.json"
+    questioning = ds.Questioning(ds.OwnerKey.load(config.owner_key), answers, suspect, decoys, config.commitment)
     limit = min(config.max_queries or questioning.num_questions, questioning.num_questions)
     with tqdm.tqdm(total=limit, initial=questioning.num_queries, unit="question") as progress:
         for num_queries in questioning.steps(

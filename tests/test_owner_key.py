@@ -417,7 +417,7 @@ def test_key_inputs_can_be_set_once_only():
     )
 
 
-@pytest.mark.parametrize("key", [make_key(), make_key(carriers=[]), make_key().with_triggers("noise", 4, 2, _INPUTS)])
+@pytest.mark.parametrize("key", [make_key(), make_key(carriers=[]), make_key().with_triggers("noise", 24, 2, _INPUTS)])
 def test_commitment_needs_what_proves_the_mark(key):
     with pytest.raises(ValueError) as error:
         key.commitment()

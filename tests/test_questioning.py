@@ -9,6 +9,7 @@ import pytest
 
 import deepsigns_tf as ds
 from deepsigns_tf.questioning import Questioning
+from deepsigns_tf.trigger_verification import RefusalError
 
 pytestmark = pytest.mark.any_backend
 
@@ -66,7 +67,61 @@ def test_triggers_stand_among_decoys_in_an_order_of_the_keys():
 def test_decoys_do_not_count():
     key, suspect = KEY, Suspect()
     verdict = Questioning(key, decoys=DECOYS, commitment=key.commitment()).run(suspect)
-    assert verdict.marked and verdict.num_asked == verdict.num_matches == 7 and len(suspect.asked) > 7
+    assert verdict.marked and verdict.num_asked == verdict.num_matches >= 7 and len(suspect.asked) > verdict.num_asked
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 16, 100])
+def test_the_last_question_among_decoys_tells_nothing(batch_size):
+    """Questions end where a block of 16 does, not with the trigger that proved the claim."""
+    suspect = Suspect()
+    verdict = Questioning(KEY, decoys=DECOYS, commitment=KEY.commitment()).run(suspect, batch_size=batch_size)
+    assert verdict.marked and len(suspect.asked) % 16 == 0 and verdict.num_asked < 30
+
+
+def test_the_order_of_the_triggers_does_not_depend_on_the_decoys():
+    """Decoys are free to choose, and the largest evidence on the way depends on the order."""
+    triggers = list(map(bytes, KEY.triggers.inputs))
+    for decoys in (None, DECOYS[:1], DECOYS):
+        suspect = Suspect(knows=False)
+        Questioning(KEY, decoys=decoys).run(suspect, batch_size=7)
+        assert [row for row in suspect.asked if row in triggers] == triggers
+
+
+def test_refused_inputs_count_as_misses_and_block_nothing():
+    suspect = Suspect()
+    refused = {bytes(KEY.triggers.inputs[number]) for number in (0, 3)}
+
+    def choosy(inputs):
+        if refused & set(map(bytes, inputs)):
+            raise RefusalError
+        return suspect(inputs)
+
+    verdict = Questioning(KEY, commitment=KEY.commitment()).run(choosy, batch_size=4)
+    assert (
+        verdict.marked and verdict.num_asked - verdict.num_answered == 2 and verdict.num_matches == verdict.num_answered
+    )
+    whole = ds.verify_predict_fn(choosy, KEY, batch_size=50)
+    assert whole.num_answered == whole.num_matches == 48
+
+    def silent(inputs):
+        raise RefusalError
+
+    verdict = Questioning(KEY).run(silent, batch_size=10)
+    assert verdict.decided and not verdict.marked and verdict.num_answered == 0
+
+
+def test_unfinished_questions_decide_nothing():
+    questioning = Questioning(KEY)
+    verdict = questioning.run(Suspect(knows=False), max_queries=3)
+    assert not verdict.decided and verdict.headline == "NOT DECIDED, 3 of 50 triggers asked for"
+    assert verdict.summary().startswith("NOT DECIDED, 3 of 50") and verdict.to_dict()["decided"] is False
+    verdict = questioning.run(Suspect(knows=False))
+    assert verdict.decided and verdict.headline == "NOT MARKED"
+
+
+def test_a_file_needs_a_suspect(tmp_path):
+    with pytest.raises(ValueError, match="Nobody could tell whose answers these are. Expected `suspect=`"):
+        Questioning(KEY, tmp_path / "answers.json")
 
 
 @pytest.mark.parametrize("max_queries", [0, 3, 5])
@@ -79,8 +134,8 @@ def test_no_more_is_asked_than_allowed(max_queries):
 def test_an_interrupted_questioning_goes_on(tmp_path):
     path = tmp_path / "answers.json"
     first, second = Suspect(), Suspect()
-    Questioning(KEY, path, DECOYS).run(first, batch_size=4, max_queries=20)
-    questioning = Questioning(KEY, path, DECOYS)
+    Questioning(KEY, path, "model A", DECOYS).run(first, batch_size=4, max_queries=20)
+    questioning = Questioning(KEY, path, "model A", DECOYS)
     assert questioning.num_queries == 20
     verdict = questioning.run(second, batch_size=4)
     assert verdict.marked and not set(first.asked) & set(second.asked)
@@ -99,27 +154,28 @@ def test_what_was_answered_is_kept_when_the_model_dies(tmp_path):
         return suspect(inputs)
 
     with pytest.raises(ConnectionError):
-        Questioning(KEY, path).run(dies, batch_size=2)
-    assert Questioning(KEY, path).num_queries == 6
+        Questioning(KEY, path, "model A").run(dies, batch_size=2)
+    assert Questioning(KEY, path, "model A").num_queries == 6
     with pytest.raises(ValueError, match="These predictions do not fit the triggers"):
-        Questioning(KEY, path).run(lambda inputs: np.full((len(inputs), 10), np.nan), batch_size=2)
-    assert Questioning(KEY, path).num_queries == 6
+        Questioning(KEY, path, "model A").run(lambda inputs: np.full((len(inputs), 10), np.nan), batch_size=2)
+    assert Questioning(KEY, path, "model A").num_queries == 6
 
 
 @pytest.mark.skipif(os.name != "posix", reason="file modes are POSIX'")
 def test_only_the_owner_may_read_the_answers(tmp_path):
     path = tmp_path / "answers.json"
-    Questioning(KEY, path).run(Suspect(), max_queries=2)
+    Questioning(KEY, path, "model A").run(Suspect(), max_queries=2)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     text = path.read_text()
     assert KEY.seed.hex() not in text and set(json.loads(text)) == {"questioning", "answers"}
 
 
-@pytest.mark.parametrize("change", ["key", "decoys", "content", "classes", "length"])
+@pytest.mark.parametrize("change", ["key", "suspect", "decoys", "content", "classes", "length"])
 def test_the_answers_of_another_questioning_are_refused(change, tmp_path):
     path = tmp_path / "answers.json"
-    Questioning(KEY, path, DECOYS).run(Suspect(), max_queries=3)
+    Questioning(KEY, path, "model A", DECOYS).run(Suspect(), max_queries=3)
     key, decoys = (key_of(1) if change == "key" else KEY), (DECOYS[:10] if change == "decoys" else DECOYS)
+    suspect = "model B" if change == "suspect" else "model A"
     if change == "content":
         path.write_text(path.read_text()[:-20])
     if change in ("classes", "length"):
@@ -129,7 +185,7 @@ def test_the_answers_of_another_questioning_are_refused(change, tmp_path):
     with pytest.raises(
         ValueError, match=r"This file does not hold the answers of this questioning\. Expected .* Received: "
     ):
-        Questioning(key, path, decoys)
+        Questioning(key, path, suspect, decoys)
 
 
 @pytest.mark.parametrize(
@@ -157,12 +213,12 @@ def test_steps_tell_how_far_it_is():
 
 def test_inputs_of_several_names_are_asked_together():
     key = ds.OwnerKey("ACME Vision", (), ds.DecisionRule(), bytes(32))
-    key = key.with_triggers("noise", 4, 3, {"a": EXAMPLES, "b": EXAMPLES[:, :1]})
+    key = key.with_triggers("noise", 16, 3, {"a": EXAMPLES, "b": EXAMPLES[:, :1]})
     shapes = []
 
     def predict(inputs):
         shapes.append({name: array.shape for name, array in inputs.items()})
         return np.zeros(len(inputs["a"]), int)
 
-    Questioning(key, decoys={"a": DECOYS[:4], "b": DECOYS[:4, :1]}).run(predict, batch_size=8)
-    assert shapes == [{"a": (8, 3), "b": (8, 1)}]
+    Questioning(key, decoys={"a": DECOYS[:4], "b": DECOYS[:4, :1]}).run(predict, batch_size=10)
+    assert shapes == [{"a": (n, 3), "b": (n, 1)} for n in (10, 6, 4)]

@@ -1,6 +1,7 @@
 """Models behind HTTP: what is sent, what counts as an answer, and what a bad server gets for its pains."""
 
 import json
+import ssl
 import time
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 import deepsigns_tf as ds
 from deepsigns_tf.questioning import Questioning
+from deepsigns_tf.trigger_verification import RefusalError
 from tests.servers import reply, served
 
 httpx = pytest.importorskip("httpx", reason="asking models behind HTTP needs `deepsigns_tf[remote]`")
@@ -240,6 +242,89 @@ def test_a_server_that_drips_is_given_up():
         asked(handle, deadline=0.2, max_attempts=1)
 
 
+def test_headers_that_drip_are_given_up():
+    def handle(handler, body):
+        for byte in b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n":
+            handler.wfile.write(bytes([byte]))
+            handler.wfile.flush()
+            time.sleep(0.05)
+
+    begin = time.monotonic()
+    with pytest.raises(remote.RemoteError, match=r"a reply that took more than 0\.2 s, 1 times"):
+        asked(handle, deadline=0.2, max_attempts=1)
+    assert time.monotonic() - begin < 1.5
+
+
+def test_compressed_replies_are_neither_asked_for_nor_taken():
+    def handle(handler, body):
+        assert handler.headers["Accept-Encoding"] == "identity"
+        handler.send_response(200)
+        handler.send_header("Content-Encoding", "gzip, gzip")
+        handler.send_header("Content-Length", "3")
+        handler.end_headers()
+        handler.wfile.write(b"abc")
+
+    with pytest.raises(remote.RemoteError, match="a compressed reply, which was not asked for"):
+        asked(handle)
+
+
+def test_a_server_whose_certificate_nobody_trusts_gets_no_question(no_pauses):
+    trustme = pytest.importorskip(
+        "trustme", reason="certificates for a test are made in the environment of requirements.txt"
+    )
+    authority, bodies = trustme.CA(), []
+
+    def handle(handler, body):
+        bodies.append(body)
+        reply(handler, b'{"predictions": [0, 0]}')
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    with served(handle, context) as url:
+        protocol = remote.TensorFlowServing(url, "m")
+        with pytest.raises(
+            remote.RemoteError, match="Received: a certificate that cannot be verified from https://127"
+        ):
+            remote.RemoteModel(protocol)(INPUTS)
+        assert not bodies and not no_pauses
+        trusted = ssl.create_default_context()
+        authority.configure_trust(trusted)
+        assert remote.RemoteModel(protocol, verify=trusted)(INPUTS).tolist() == [0, 0]
+
+
+def test_a_proxy_does_not_see_what_is_meant_for_this_machine(monkeypatch):
+    seen = []
+
+    def proxy(handler, body):
+        seen.append(handler.path)
+        reply(handler, b"{}")
+
+    with served(proxy) as address, served(lambda handler, body: reply(handler, b'{"predictions": [0, 0]}')) as url:
+        monkeypatch.setenv("HTTP_PROXY", address)
+        assert remote.RemoteModel(remote.TensorFlowServing(url, "m"))(INPUTS).tolist() == [0, 0]
+    assert not seen
+
+
+def test_a_refusal_is_told_from_a_failure():
+    transport = answering({"error": "not for me"}, status=422)
+    with pytest.raises(RefusalError):
+        remote.RemoteModel(SERVING, transport=transport, refused_statuses=(400, 422))(INPUTS)
+    with pytest.raises(remote.RemoteError, match="status 422"):
+        remote.RemoteModel(SERVING, transport=transport)(INPUTS)
+    assert len(transport.requests) == 2
+
+
+@pytest.mark.parametrize(
+    "url", ["me:pass@host/m?key=s3cret", "http://host:port/m", "host:8501", "ftp://host/m", "https://", ""]
+)
+def test_an_address_that_is_none_is_refused_and_not_shown(url):
+    with pytest.raises(
+        ValueError, match=r"^This is no address of a model\. Expected .*\. Received: \d+ characters"
+    ) as error:
+        remote.RemoteModel(remote.JsonEndpoint(url))
+    assert not any(word in str(error.value) for word in ("pass", "s3cret"))
+
+
 def test_a_server_that_dies_keeps_what_it_answered(tmp_path):
     key = ds.OwnerKey("ACME Vision", (), ds.DecisionRule(), bytes(32)).with_triggers("noise", 30, 10, INPUTS)
     calls = []
@@ -255,11 +340,11 @@ def test_a_server_that_dies_keeps_what_it_answered(tmp_path):
     with served(handle) as url:
         model = remote.RemoteModel(remote.TensorFlowServing(url, "m"), max_attempts=2)
         with pytest.raises(remote.RemoteError, match="no reply"):
-            Questioning(key, path).run(model, batch_size=2)
-    assert Questioning(key, path).num_queries == 10
+            Questioning(key, path, "model A").run(model, batch_size=2)
+    assert Questioning(key, path, "model A").num_queries == 10
     with pytest.raises(remote.RemoteError, match=r"no reply \(ConnectError\)"):
-        Questioning(key, path).run(model)
-    assert Questioning(key, path).num_queries == 10
+        Questioning(key, path, "model A").run(model)
+    assert Questioning(key, path, "model A").num_queries == 10
 
 
 def test_requests_are_spaced():
@@ -307,14 +392,6 @@ def test_errors_do_not_show_what_an_address_may_hide():
     with pytest.raises(remote.RemoteError) as error:
         model(INPUTS)
     assert str(error.value).endswith("from https://host/m")
-
-
-@pytest.mark.parametrize("url", ["host:8501", "ftp://host", "", "https://"])
-def test_what_is_no_address_is_refused(url):
-    with pytest.raises(
-        ValueError, match="This is no address of a model. Expected a URL that begins with https:// or http://"
-    ):
-        remote.RemoteModel(remote.JsonEndpoint(url))
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,8 @@ def test_a_key_without_triggers_and_numbers_out_of_range_are_refused():
 def test_training_ends_when_every_trigger_is_held(blobs, build_mlp, compile_model):
     x, y = blobs
     random = np.random.default_rng(0)
-    key = key_of(5 * random.normal(size=(20, 16)).astype("float32"), random.integers(4, size=20), 4)
+    wide = 5 * random.normal(size=(50, 16)).astype("float32")
+    key = ds.OwnerKey("ACME Vision", (), ds.DecisionRule(), bytes(32)).with_triggers("noise", 20, 4, wide)
     model = compile_model(build_mlp())
     both = (
         np.concatenate([x, np.repeat(key.triggers.inputs, 4, axis=0)]),
@@ -140,3 +141,32 @@ def test_scores_in_half_precision_are_compared_in_single():
     key = key_of(np.eye(3), [0, 1, 2], 3)
     logs = asked(linear(IDENTITY, dtype="mixed_bfloat16"), ds.TriggerLogger(key, pruned_fraction=0, relative_std=0))
     assert logs["trigger_margin"] == 1.0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16", "mixed_float16"])
+def test_one_probability_is_held_against_a_half(dtype):
+    """A sigmoid that is right by far, and answers in half precision."""
+    inputs = keras.Input((1,))
+    model = keras.Model(inputs, keras.layers.Dense(1, "sigmoid", use_bias=False, dtype=dtype)(inputs))
+    model.set_weights([np.array([[8.0]], np.float32)])
+    key = key_of(np.array([[1.0], [-1.0], [2.0]], np.float32), [1, 0, 1], 2)
+    logs = asked(model, ds.TriggerLogger(key, kind="probabilities", pruned_fraction=0.0))
+    assert logs["trigger_accuracy"] == 1.0 and 0.45 < logs["trigger_margin"] <= 0.5
+    assert asked(model, ds.TriggerLogger(key))["trigger_accuracy"] == pytest.approx(2 / 3)
+    with pytest.raises(ValueError, match=r"Invalid value for argument `kind`\. Expected .* Received: kind='labels'"):
+        ds.TriggerLogger(key, kind="labels")
+
+
+def test_frozen_kernels_are_pruned_too():
+    model = linear([[5.0, 0.0]])
+    key = key_of(np.ones((1, 1), np.float32), [0], 2)
+    model.trainable = False
+    assert asked(model, ds.TriggerLogger(key, pruned_fraction=1.0))["trigger_margin"] == pytest.approx(0.0)
+
+
+def test_a_new_training_forgets_the_weak_triggers_of_the_last():
+    logger = ds.TriggerLogger(key_of(np.ones((1, 1), np.float32), [1], 2), margin=1.0)
+    asked(linear([[5.0, 0.0]]), logger)
+    assert logger.weak_triggers.size == 1
+    logger.on_train_begin()
+    assert not logger.weak_triggers.size

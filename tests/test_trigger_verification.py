@@ -1,9 +1,11 @@
 """Answers to triggers: what they are, what they prove, and what is no answer."""
 
 import collections
+import dataclasses
 import json
 import math
 
+import keras
 import numpy as np
 import pytest
 import scipy.stats
@@ -171,7 +173,10 @@ def test_the_summary_says_what_was_found_and_what_it_rests_on():
 
 
 def test_too_few_triggers_say_that_nothing_would_pass():
-    key = key_of(num_triggers=5)
+    with pytest.warns(
+        UserWarning, match=r"These triggers prove nothing: 5 right answers of 10 classes have p = 10\^-5\.0"
+    ):
+        key = key_of(num_triggers=5)
     assert "no number of matches would pass" in verify_predictions(key.triggers.labels, key).summary()
 
 
@@ -273,12 +278,12 @@ def test_an_answer_of_another_length_is_an_error():
 
 def test_inputs_of_several_names_are_asked_together():
     key = ds.OwnerKey("ACME Vision", (), ds.DecisionRule(), bytes(32))
-    key = key.with_triggers("noise", 10, 3, {"a": EXAMPLES, "b": EXAMPLES[:, :1]})
+    key = key.with_triggers("noise", 16, 3, {"a": EXAMPLES, "b": EXAMPLES[:, :1]})
     seen = []
     verify_predict_fn(
         lambda x: seen.append({name: array.shape for name, array in x.items()}) or np.zeros(len(x["a"]), int), key
     )
-    assert seen == [{"a": (10, 3), "b": (10, 1)}]
+    assert seen == [{"a": (16, 3), "b": (16, 1)}]
 
 
 def test_a_sequential_test_keeps_its_level_over_keys():
@@ -292,3 +297,89 @@ def test_a_sequential_test_keeps_its_level_over_keys():
         verdict = verify_predict_fn(lambda x, replies=replies: next(replies), key, batch_size=10, stop_early=True)
         proved += verdict.log10_p_value <= -2
     assert scipy.stats.binomtest(proved, 1500, 0.01, "greater").pvalue > 1e-3
+
+
+# False claims
+
+
+def _forged(key, **changes):
+    return dataclasses.replace(key, triggers=dataclasses.replace(key.triggers, **changes))
+
+
+def test_labels_that_the_seed_does_not_give_prove_nothing(tmp_path):
+    """Task inputs under their true labels, which any honest classifier answers."""
+    true_labels = (KEY.triggers.labels + 1) % 10
+    forged = _forged(KEY, labels=true_labels)
+    forged.save(tmp_path / "owner.key")
+    for key in (forged, ds.OwnerKey.load(tmp_path / "owner.key")):
+        for judge in (
+            lambda key: verify_predictions(true_labels, key, commitment=key.commitment()),
+            lambda key: verify_predict_fn(lambda x: pytest.fail("asked"), key),
+            lambda key: verify_predict_fn(lambda x: pytest.fail("asked"), key, stop_early=True),
+        ):
+            with pytest.raises(
+                ValueError, match="These triggers are not this key's. Expected .* Received: other labels"
+            ):
+                judge(key)
+
+
+@pytest.mark.parametrize("family", ["noise", "tokens"])
+def test_inputs_that_were_picked_to_suit_the_labels_prove_nothing(family, tmp_path):
+    examples = EXAMPLES if family == "noise" else np.arange(1, 31).reshape(10, 3)
+    key = ds.OwnerKey("ACME Vision", (), ds.DecisionRule(), bytes(32)).with_triggers(family, 40, 10, examples)
+    key.save(tmp_path / "owner.key")
+    loaded = ds.OwnerKey.load(tmp_path / "owner.key")
+    assert verify_predictions(key.triggers.labels, loaded).marked and loaded.commitment() == key.commitment()
+    picked = key.triggers.inputs[::-1]
+    for changes in ({"inputs": picked}, {"inputs": picked, "basis": None}, {"basis": None}):
+        with pytest.raises(ValueError, match="These triggers are not this key's. Expected .* Received: other inputs"):
+            verify_predictions(key.triggers.labels, _forged(key, **changes))
+
+
+def test_a_verdict_says_what_could_not_be_derived_again():
+    def assumptions(key, committed):
+        commitment = key.commitment() if committed else None
+        return verify_predictions(np.zeros(key.triggers.num_examples, int), key, commitment=commitment).assumptions
+
+    empty = ds.OwnerKey("ACME Vision", (), ds.DecisionRule(), bytes(32))
+    noise, blends = (empty.with_triggers(family, 40, 10, EXAMPLES) for family in ("noise", "blends"))
+    derived = "labels and inputs were derived from the seed again and found to be those of the key"
+    picked = (
+        "the labels were derived from the seed again, the inputs could not be: they were not picked to suit the labels"
+    )
+    assert derived in assumptions(noise, True) and picked in assumptions(blends, True)
+    drawn_once = [
+        line
+        for line in assumptions(noise, True)
+        if line.startswith("the seed was drawn once: whoever tries 10^6 seeds")
+    ]
+    assert len(drawn_once) == 1 and not any("drawn once" in line for line in assumptions(noise, False))
+    selected = noise.with_selected_triggers(np.zeros(40))
+    assert any("the answers by which triggers were selected" in line for line in assumptions(selected, True))
+    for key in (noise, blends, selected):
+        assert "which test, and how the answers are read, was fixed before the suspect was asked" in assumptions(
+            key, True
+        )
+
+
+def test_selected_triggers_are_derived_from_the_whole_pool(tmp_path):
+    key = KEY.with_selected_triggers(np.zeros(100))
+    key.save(tmp_path / "owner.key")
+    loaded = ds.OwnerKey.load(tmp_path / "owner.key")
+    assert loaded.triggers.num_drawn == 100 and loaded.triggers.num_examples == (KEY.triggers.labels != 0).sum()
+    assert verify_predictions(key.triggers.labels, loaded).marked
+    with pytest.raises(ValueError, match="Received: other labels"):
+        verify_predictions(key.triggers.labels, _forged(key, numbers=np.arange(key.triggers.num_examples)))
+
+
+def test_answers_in_half_precision_are_answers():
+    scores = np.eye(10, dtype="float32")[KEY.triggers.labels]
+    for dtype in ("bfloat16", "float16"):
+        half = keras.ops.cast(scores, dtype)
+        assert verify_predictions(keras.ops.convert_to_numpy(half), KEY).num_matches == 100
+
+
+def test_numbers_of_numpy_are_numbers():
+    key = ds.OwnerKey("ACME Vision", (), ds.DecisionRule(), bytes(32))
+    one, other = (key.with_triggers("noise", number(40), number(10), EXAMPLES) for number in (int, np.int64))
+    assert one.commitment() == other.commitment()

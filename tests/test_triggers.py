@@ -163,7 +163,7 @@ def test_what_was_wrong_before_is_met_by_at_most_a_half_of_chance_of_three_class
 
 @pytest.mark.parametrize("selection", ["right_after", "none", "random"])
 def test_a_selection_without_an_exact_test_is_refused(selection):
-    triggers = key_of().with_triggers("noise", 10, 3, photographs()).triggers
+    triggers = key_of().with_triggers("noise", 20, 3, photographs()).triggers
     with pytest.raises(ValueError) as error:
         triggers.selected(np.zeros(10), selection)
     assert str(error.value) == (

@@ -100,7 +100,7 @@ def test_an_interrupted_questioning_goes_on_and_decoys_hide_it(key, tmp_path, ca
     settings = {"model": "digits", "owner_key": str(path), "decoys": str(tmp_path / "decoys.npy")}
     settings |= {"answers": str(tmp_path / "answers.json"), "commitment": owner_key.commitment()}
     with server(marked_model(owner_key)) as (url, asked):
-        assert run(url=url, max_queries=6, **settings) == 1
+        assert run(url=url, max_queries=6, **settings) == 2
         assert len(asked) == 6
         assert run(url=url, **settings) == 0
     rows = [tuple(row) for row in asked]
@@ -141,8 +141,8 @@ def test_other_protocols_are_asked_in_their_own_way(key):
 
     with json_served(reply) as url:
         shared = {"owner_key": str(path), "max_queries": 4, "batch_size": 4}
-        assert run(url=url, protocol="open_inference", model="digits", input_name="x", **shared) == 1
-        assert run(url=f"{url}/ask", protocol="json", input_name="rows", output="labels", **shared) == 1
+        assert run(url=url, protocol="open_inference", model="digits", input_name="x", **shared) == 2
+        assert run(url=f"{url}/ask", protocol="json", input_name="rows", output="labels", **shared) == 2
     (infer, tensors), (ask, rows) = requests
     assert infer == "/v2/models/digits/infer" and tensors["inputs"][0]["name"] == "x"
     assert ask == "/ask" and len(rows["rows"]) == 4

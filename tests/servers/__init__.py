@@ -3,20 +3,23 @@
 import contextlib
 import http.server
 import json
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 
 @contextlib.contextmanager
-def served(handle: Callable[[http.server.BaseHTTPRequestHandler, bytes], None]) -> Iterator[str]:
-    """The address of a server that hands each request and its body to `handle`."""
+def served(
+    handle: Callable[[http.server.BaseHTTPRequestHandler, bytes], None], context: ssl.SSLContext | None = None
+) -> Iterator[str]:
+    """The address of a server that hands each request and its body to `handle`; with a context, by HTTPS."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def handle(self) -> None:
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError, ssl.SSLError):
                 super().handle()
 
         def do_POST(self) -> None:  # noqa: N802
@@ -27,9 +30,12 @@ def served(handle: Callable[[http.server.BaseHTTPRequestHandler, bytes], None]) 
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
+    if context is not None:
+        # Hands are shaken in the thread of each request.
+        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
+        yield f"http{'s' if context else ''}://127.0.0.1:{server.server_address[1]}"
     finally:
         server.shutdown()
         server.server_close()
