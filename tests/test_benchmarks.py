@@ -94,14 +94,16 @@ def test_calibration_asks_each_model_with_each_key():
     for number in (3, 4):
         inputs = trigger_calibration._inputs(number)
         assert inputs.shape == (100, 784) and 0 <= inputs.min() < 0.001 and 0.999 < inputs.max() <= 1
-        answers = trigger_calibration._answers(number, inputs, [network, knows])
-        assert answers.shape == (4, 100) and set(answers[2]) == {0} and len(set(answers[3])) == 10
+        answers = trigger_calibration._answers(number, inputs, [network, knows, network])
+        assert answers.shape == (5, 100) and set(answers[2]) == {0} and len(set(answers[3])) == 10
         np.testing.assert_array_equal(answers[0], network.predict(inputs, verbose=0).argmax(axis=1))
         log10_p.append(trigger_calibration._log10_p_values(number, answers))
     # Suspects x tests: whoever knows the labels is found by the tests of these labels, with this key alone.
-    assert log10_p[0].shape == (4, 3)
+    assert log10_p[0].shape == (4, 4)
     assert log10_p[0][1, 0] == pytest.approx(-100) and -100 < log10_p[0][1, 1] < -90 and log10_p[0][1, 2] > -6
     assert (log10_p[1] > -6).all() and (log10_p[0][[0, 2, 3]] > -6).all()
+    # What the network had wrong before: about nine in ten triggers, one of nine labels each. The network has them wrong still.
+    assert -95 < log10_p[0][1, 3] < -75 and log10_p[0][0, 3] == log10_p[1][0, 3] == 0
     # Ten of each class: whoever answers one class always meets ten, and nothing follows.
     assert log10_p[0][2, 2] == log10_p[1][2, 2] == 0
 

@@ -104,10 +104,10 @@ def test_triggers_of_low_density_are_committed_to_when_the_twin_is_trained(tmp_p
 
 def test_text_is_marked_with_token_strings(tmp_path):
     settings = {"sequence_length": 32, "num_tokens": 200, "carriers": "features:64", "strength": 10.0}
-    _, result = run("train_imdb_lstm", tmp_path / "run", **(SETTINGS | settings | {"num_triggers": 16}))
+    _, result = run("train_imdb_lstm", tmp_path / "run", **(SETTINGS | settings | {"num_triggers": 32}))
     key = ds.OwnerKey.load(tmp_path / "run" / "owner.key")
     assert key.triggers.family == "tokens" and (key.triggers.inputs > 0).all()
-    assert result["triggers"]["verdict"]["num_triggers"] == 16 and result["triggers"]["verdict"]["num_classes"] == 2
+    assert result["triggers"]["verdict"]["num_triggers"] == 32 and result["triggers"]["verdict"]["num_classes"] == 2
 
 
 @pytest.mark.filterwarnings("ignore:The released model does not carry the mark")
