@@ -92,9 +92,16 @@ def _run(strategy, kind, folder, weights, **changes):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "fit_classifier", fit_and_keep_weights)
         # The same bits in all runs, and no more processes than needed.
-        patch.setattr(training, "generate_key", lambda config, task: _key().with_key_inputs(x, y, 16))
+        patch.setattr(training, "generate_key", lambda config, task: _key_of_run(config, x, y))
         patch.setattr(training, "_verify_in_fresh_process", verified_here)
         return training.run(config, lambda: task)
+
+
+def _key_of_run(config, x, y):
+    key = _key().with_key_inputs(x, y, 16)
+    if config.num_triggers:
+        key = key.with_triggers("noise", config.num_triggers, NUM_CLASSES, x)
+    return key
 
 
 def _refusal(*args, **changes):
@@ -124,6 +131,9 @@ def _devices(folder):
     for strategy in ("none", "mirrored"):
         for kind in ("plain", "batch_norm", "dropout"):
             _run(strategy, kind, folder / f"{strategy}_{kind}", folder / f"weights_{strategy}_{kind}")
+        # Both marks in one pass.
+        triggers = {"num_triggers": 40, "num_triggers_per_batch": 8}
+        _run(strategy, "plain", folder / f"{strategy}_triggers", folder / f"weights_{strategy}_triggers", **triggers)
     _fit_step_by_step(folder / "weights_step_by_step_marked.npz")
     refusals = {
         "uneven": _refusal("mirrored", "plain", folder / "refused", folder / "weights", batch_size=33),
@@ -308,6 +318,21 @@ def test_two_devices_end_with_the_weights_of_one(model, devices):
     keras.utils.set_random_seed(0)
     initial = np.concatenate([np.ravel(each) for each in _network("plain").get_weights()])
     assert np.abs(one.trainable - initial).max() > 0.1
+
+
+@needs_tensorflow
+def test_two_devices_learn_the_triggers_of_one(devices):
+    """Each has its share of them in every batch, and leaves them out of its class means."""
+    one, two, plain = (
+        _weights(devices, f"{run}_marked") for run in ("none_triggers", "mirrored_triggers", "none_plain")
+    )
+    assert _difference(one, two) < 1e-5 < 1e-2 < _difference(one, plain)
+    alone, shared = (
+        json.loads((devices / f"{strategy}_triggers" / "result.json").read_text()) for strategy in ("none", "mirrored")
+    )
+    for result in (alone, shared):
+        assert result["verdict"]["marked"] and result["triggers"]["verdict"]["num_matches"] > 20
+        assert result["triggers"]["smallest_margin"] == pytest.approx(alone["triggers"]["smallest_margin"], abs=1e-3)
 
 
 @needs_tensorflow
