@@ -24,7 +24,8 @@ ROWS = [
     {"release", "callbacks", "trigger_verification"},
     {"questioning", "remote"},
     {"__init__"},
-    {"attacks.__init__", "attacks.inputs"},
+    {"attacks.__init__", "attacks.inputs", "attacks.units"},
+    {"attacks.same_function"},
 ]
 ROW_OF = {module: row for row, modules in enumerate(ROWS) for module in modules}
 

@@ -1,0 +1,304 @@
+"""Networks rebuilt with other units compute the same; graphs that cannot be treated are refused by name."""
+
+import keras
+import numpy as np
+import pytest
+
+from deepsigns_tf.attacks.same_function import (
+    add_cancelling_units,
+    add_idle_units,
+    clone_units,
+    fold_batch_norm,
+    permute_units,
+    rename_layers,
+    rescale_units,
+    split_units,
+)
+from deepsigns_tf.attacks.units import NewUnits, unit_groups, with_units
+from models.cifar10_cnn import cifar10_cnn
+from models.imdb_lstm import imdb_lstm
+from models.mnist_mlp import mnist_mlp
+from models.wide_resnet import wide_resnet
+
+RECURRENT = (keras.layers.RNN, keras.layers.Bidirectional)
+RANDOM = np.random.default_rng(0)
+
+
+def _branches():
+    """Maps added, joined, flattened and pooled; BatchNorm with and without what it can leave out; other activations."""
+    inputs = keras.Input((8, 8, 3))
+    x = keras.layers.Conv2D(6, 3, padding="same", activation="leaky_relu", name="first")(inputs)
+    y = keras.layers.Conv2D(6, 3, padding="same", name="second")(x)
+    y = keras.layers.BatchNormalization(center=False, name="norm")(y)
+    x = keras.layers.Add()([x, keras.layers.ReLU()(y)])
+    z = keras.layers.Conv2D(4, 3, padding="same", activation="tanh", name="third")(x)
+    z = keras.layers.BatchNormalization(scale=False)(z)
+    x = keras.layers.Concatenate()([x, z])
+    flat = keras.layers.Flatten()(keras.layers.MaxPooling2D(2)(x))
+    flat = keras.layers.Dense(7, "relu", name="hidden")(flat)
+    pooled = keras.layers.GlobalAveragePooling2D()(x)
+    outputs = {
+        "one": keras.layers.Dense(2, "softmax")(keras.layers.Concatenate()([flat, pooled])),
+        "two": keras.layers.Dense(1)(flat),
+    }
+    return keras.Model(inputs, outputs)
+
+
+def _recurrent():
+    inputs = keras.Input((6,), dtype="int32")
+    x = keras.layers.Embedding(20, 5, mask_zero=True, name="embedding")(inputs)
+    x = keras.layers.Bidirectional(keras.layers.GRU(4, return_sequences=True), merge_mode="sum", name="sum")(x)
+    x = keras.layers.Bidirectional(keras.layers.LSTM(3, return_sequences=True), name="both")(x)
+    x = keras.layers.SimpleRNN(5, return_sequences=True, name="simple")(x)
+    x = keras.layers.GRU(4, reset_after=False, name="gru")(x)
+    return keras.Model(inputs, keras.layers.Dense(2)(x))
+
+
+NETWORKS = {
+    "mlp": (mnist_mlp, RANDOM.random((20, 784))),
+    "cnn": (cifar10_cnn, RANDOM.integers(0, 256, (20, 32, 32, 3))),
+    "wrn": (lambda: wide_resnet(16, 1), RANDOM.integers(0, 256, (20, 32, 32, 3))),
+    "lstm": (lambda: imdb_lstm(num_tokens=50, sequence_length=12), RANDOM.integers(0, 50, (20, 12))),
+    "branches": (_branches, RANDOM.normal(size=(20, 8, 8, 3))),
+    "recurrent": (_recurrent, RANDOM.integers(0, 20, (20, 6))),
+}
+
+
+@pytest.fixture(scope="module", params=NETWORKS, ids=NETWORKS)
+def network(request):
+    """A network with weights that nothing is symmetric in, inputs, and what it answers."""
+    build, inputs = NETWORKS[request.param]
+    keras.utils.set_random_seed(1)
+    model = build()
+    random = np.random.default_rng(2)
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.set_weights([value * random.uniform(0.5, 2, value.shape) + 0.1 for value in layer.get_weights()])
+        else:
+            layer.set_weights(
+                [v + random.normal(scale=0.05, size=v.shape) if v.ndim == 1 else v for v in layer.get_weights()]
+            )
+    inputs = inputs.astype(keras.backend.standardize_dtype(model.inputs[0].dtype))
+    return model, inputs, _answers(model, inputs)
+
+
+def _answers(model, inputs):
+    return [keras.ops.convert_to_numpy(each) for each in keras.tree.flatten(model(inputs, training=False))]
+
+
+def _assert_same(model, inputs, answers):
+    for found, expected in zip(_answers(model, inputs), answers, strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-4 * max(1.0, np.abs(expected).max()))
+
+
+ATTACKS = {
+    "permuted": lambda model: permute_units(model, seed=3),
+    "rescaled": lambda model: rescale_units(model, seed=3),
+    "split": lambda model: split_units(model, seed=3, fraction=0.3),
+    "cloned": lambda model: clone_units(model, seed=3, fraction=0.3),
+    "idle": lambda model: add_idle_units(model, seed=3, fraction=0.3),
+    "cancelling": lambda model: add_cancelling_units(model, seed=3, fraction=0.3),
+    "renamed": lambda model: rename_layers(model, seed=3),
+    "all": lambda model: rename_layers(
+        add_cancelling_units(split_units(rescale_units(permute_units(model, 3), 4), 5, 0.2), 6, 0.2), 7
+    ),
+}
+
+
+@pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
+def test_the_function_stays_the_same_and_the_weights_do_not(network, attack):
+    model, inputs, answers = network
+    before = [value.copy() for value in model.get_weights()]
+    attacked = attack(model)
+    _assert_same(attacked, inputs, answers)
+    for value, other in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(value, other)
+    names, others = ({layer.name for layer in each.layers} for each in (model, attacked))
+    if attack in (ATTACKS["renamed"], ATTACKS["all"]):
+        assert not names & others
+        return
+    assert names == others
+    changed = {
+        layer.name
+        for layer in model.layers
+        if any(
+            a.shape != b.shape or (a != b).any()
+            for a, b in zip(layer.get_weights(), attacked.get_layer(layer.name).get_weights(), strict=True)
+        )
+    }
+    # The last layer takes in other units, all others make others; what is not homogeneous cannot be rescaled.
+    expected = {layer.name for layer in model.layers if layer.get_weights()}
+    if attack is ATTACKS["rescaled"]:
+        expected = {name for group in unit_groups(model) if group.scalable for name in group.layers}
+    assert expected <= changed
+
+
+def _units(attack, network):
+    """Units of each layer that the attack leaves."""
+    return {name: group.size for group in unit_groups(attack(network)) for name in group.layers}
+
+
+def test_as_many_units_are_added_as_was_asked_for():
+    keras.utils.set_random_seed(0)
+    model = _recurrent()
+    plain = _units(lambda model: model, model)
+    assert plain == {
+        **{"embedding": 5, "sum/forward": 4, "sum/backward": 4, "both/forward": 3, "both/backward": 3},
+        **{"simple": 5, "gru": 4},
+    }
+    for attack, per_unit in ((split_units, 1), (clone_units, 1), (add_idle_units, 1), (add_cancelling_units, 2)):
+        widened = _units(lambda model, attack=attack: attack(model, seed=0, fraction=0.5), model)
+        assert widened == {name: size + per_unit * round(0.5 * size) for name, size in plain.items()}
+        assert _units(lambda model, attack=attack: attack(model, seed=0, fraction=0.01), model)["gru"] == 4 + per_unit
+
+
+def test_idle_units_are_taken_in_by_nothing_and_split_ones_share_their_weight():
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, "relu"), keras.layers.Dense(3)])
+    kernel, (_, _, outgoing, _) = model.get_weights()[0], model.get_weights()
+    for attack, check in {
+        add_idle_units: lambda new: (new[4:] == 0).all() and np.array_equal(new[:4], outgoing),
+        add_cancelling_units: lambda new: np.array_equal(new[4::2], -new[5::2]) and (new[4:] != 0).all(),
+        split_units: lambda new: np.allclose(new[:4].sum(0) + new[4:].sum(0), outgoing.sum(0)),
+        clone_units: lambda new: (
+            np.isclose(new[4:], outgoing / 2, atol=1e-7).all(axis=1).sum() <= 4
+            and np.allclose(np.sort(new[4:], 0), np.sort(new[:4], 0))
+        ),
+    }.items():
+        attacked = attack(model, seed=1, fraction=1.0).get_weights()
+        assert check(attacked[2]), attack.__name__
+        np.testing.assert_array_equal(attacked[0][:, :4], kernel)
+        assert (attacked[0][:, 4:].std(axis=0) > 0).all()
+
+
+def test_the_seed_decides():
+    model = mnist_mlp()
+    same, again, other = (permute_units(model, seed).get_weights()[0] for seed in (1, 1, 2))
+    np.testing.assert_array_equal(same, again)
+    assert (same != other).any() and np.array_equal(np.sort(same.ravel()), np.sort(model.get_weights()[0].ravel()))
+
+
+def test_units_that_are_added_belong_together():
+    groups = {group.layers: group for group in unit_groups(wide_resnet(16, 1))}
+    stream = ("first", "block_1_1_conv_2", "block_1_2_conv_2")
+    assert stream in groups and groups[stream].size == 16 and groups[stream].scalable
+    assert ("block_1_1_conv_1",) in groups and not any("logits" in layers for layers in groups)
+    assert [group.scalable for group in unit_groups(_branches())] == [True, False, True]
+    assert unit_groups(_branches())[0].layers == ("first", "second")
+
+
+def test_outputs_are_left_alone():
+    """Also where a hidden layer's units are put out."""
+    inputs = keras.Input((4,))
+    hidden = keras.layers.Dense(3, "relu")(inputs)
+    model = keras.Model(inputs, [hidden, keras.layers.Dense(2)(hidden)])
+    assert unit_groups(model) == []
+    with pytest.raises(
+        ValueError, match="This model has no units that can be changed in this way. Expected hidden layers"
+    ):
+        permute_units(model, seed=0)
+
+
+# BatchNorm
+
+
+def test_every_norm_that_follows_a_layer_without_activation_is_folded():
+    keras.utils.set_random_seed(0)
+    for build in (lambda: wide_resnet(10, 1), _branches):
+        model = build()
+        random = np.random.default_rng(0)
+        norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
+        for norm in norms:
+            norm.set_weights([random.uniform(0.5, 2, value.shape) for value in norm.get_weights()])
+        folded = fold_batch_norm(model)
+        gone = {layer.name for layer in model.layers} - {layer.name for layer in folded.layers}
+        # Those before a sum or after an activation stay.
+        assert gone == (
+            {f"block_{number}_1_between_norm" for number in (1, 2, 3)} if build is not _branches else {"norm"}
+        )
+        inputs = random.uniform(0, 2, (10, *model.input_shape[1:])).astype("float32")
+        _assert_same(folded, inputs, _answers(model, inputs))
+        with pytest.raises(ValueError, match="No BatchNorm can be folded. Expected "):
+            fold_batch_norm(folded)
+
+
+# What cannot be treated
+
+
+def _with(layer, units=4, shape=(6, 3)):
+    inputs = keras.Input(shape)
+    return keras.Model(inputs, keras.layers.Dense(2)(layer(keras.layers.Dense(units, name="before")(inputs))))
+
+
+@pytest.mark.parametrize(
+    ("build", "name", "why"),
+    [
+        (lambda: _with(keras.layers.LayerNormalization(name="odd")), "odd, a LayerNormalization", "is not known"),
+        (lambda: _with(keras.layers.Dense(4, "softmax", name="odd")), "odd, a Dense", "its activation is softmax"),
+        (lambda: _with(keras.layers.Permute((2, 1), name="odd")), "odd, a Permute", "is not known"),
+        (
+            lambda: _with(keras.layers.BatchNormalization(1, name="odd")),
+            "odd, a BatchNormalization",
+            "not normalize the last axis",
+        ),
+        (lambda: _with(keras.layers.Conv1D(4, 2, groups=2, name="odd")), "odd, a Conv1D", "in groups"),
+        (lambda: _with(keras.layers.LSTM(4, return_state=True, name="odd")), "odd, a LSTM", "3 outputs"),
+    ],
+)
+def test_a_layer_that_cannot_be_treated_is_named(build, name, why):
+    if "LSTM" in name:
+        inputs = keras.Input((6, 3))
+        sequence, *_ = keras.layers.LSTM(4, return_state=True, name="odd")(inputs)
+        model = keras.Model(inputs, keras.layers.Dense(2)(sequence))
+    else:
+        model = build()
+    with pytest.raises(
+        ValueError, match=rf"^The units of this graph cannot be changed. Expected .* Received: {name}; .*{why}"
+    ):
+        permute_units(model, seed=0)
+
+
+def test_a_layer_that_is_called_twice_is_named():
+    inputs = keras.Input((3,))
+    shared = keras.layers.Dense(3, name="shared")
+    model = keras.Model(inputs, keras.layers.Dense(2)(shared(shared(inputs))))
+    with pytest.raises(ValueError, match="Received: shared, a Dense; it is called more than once"):
+        permute_units(model, seed=0)
+
+
+def test_sums_with_the_inputs_are_refused():
+    inputs = keras.Input((3,))
+    x = keras.layers.Add(name="sum")([inputs, keras.layers.Dense(3)(inputs)])
+    with pytest.raises(ValueError, match="Received: sum, a Add; it adds units to something else"):
+        permute_units(keras.Model(inputs, keras.layers.Dense(2)(x)), seed=0)
+
+
+def test_a_subclassed_model_is_refused():
+    class Subclassed(keras.Model):
+        def call(self, x):
+            return x
+
+    with pytest.raises(ValueError, match=r"The graph of this model is not known. Expected .* Received: a Subclassed"):
+        rename_layers(Subclassed(), seed=0)
+
+
+@pytest.mark.parametrize(
+    "attempt",
+    [
+        lambda model: split_units(model, seed=0, fraction=0.0),
+        lambda model: add_idle_units(model, seed=0, fraction=1.5),
+        lambda model: rescale_units(model, seed=0, largest=1.0),
+    ],
+)
+def test_numbers_out_of_range_are_refused(attempt):
+    with pytest.raises(ValueError, match=r"^Invalid value for argument `\w+`. Expected "):
+        attempt(mnist_mlp())
+
+
+def test_units_that_are_not_homogeneous_are_not_scaled():
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, "tanh"), keras.layers.Dense(2)])
+    (group,) = unit_groups(model)
+    with pytest.raises(ValueError, match="These units cannot be rescaled. Expected "):
+        with_units(model, {group: NewUnits(np.arange(3), scales=np.full(3, 2.0))})
+    with pytest.raises(ValueError, match="for rescaling, with ReLU or no activation"):
+        rescale_units(model, seed=0)
