@@ -30,7 +30,7 @@ def prune_weights(model: keras.Model, fraction: float) -> keras.Model:
         raise ValueError(
             f"Invalid value for argument `fraction`. Expected a share in [0, 1]. Received: fraction={fraction!r}"
         )
-    return _with_weights(model, [pruned(weights, fraction) for weights in model.get_weights()])
+    return with_weights(model, [pruned(weights, fraction) for weights in model.get_weights()])
 
 
 def shake_weights(model: keras.Model, relative_std: float, seed: int) -> keras.Model:
@@ -61,7 +61,7 @@ def shake_weights(model: keras.Model, relative_std: float, seed: int) -> keras.M
             f"Invalid value for argument `relative_std`. Expected a number >= 0. Received: relative_std={relative_std!r}"
         )
     random = np.random.default_rng(seed)
-    return _with_weights(model, [shaken(weights, relative_std, random) for weights in model.get_weights()])
+    return with_weights(model, [shaken(weights, relative_std, random) for weights in model.get_weights()])
 
 
 def pruned(weights: np.ndarray, fraction: float) -> np.ndarray:
@@ -94,7 +94,13 @@ def shaken(weights: np.ndarray, relative_std: float, random: np.random.Generator
     return np.asarray(weights + noise, weights.dtype)
 
 
-def _with_weights(model: keras.Model, weights: list[np.ndarray]) -> keras.Model:
+def with_weights(model: keras.Model, weights: list[np.ndarray]) -> keras.Model:
+    """A copy of a model with other weights.
+
+    Args:
+        model: Any Keras model that `clone_model` can copy.
+        weights: In the order of `model.get_weights()`.
+    """
     copy = keras.models.clone_model(model)
     copy.set_weights(weights)
     return copy

@@ -24,7 +24,7 @@ ROWS = [
     {"release", "callbacks", "trigger_verification"},
     {"questioning", "remote"},
     {"__init__"},
-    {"attacks.__init__", "attacks.inputs", "attacks.units"},
+    {"attacks.__init__", "attacks.inputs", "attacks.units", "attacks.weights"},
     {"attacks.same_function"},
 ]
 ROW_OF = {module: row for row, modules in enumerate(ROWS) for module in modules}
