@@ -25,7 +25,7 @@ ROWS = [
     {"questioning", "remote"},
     {"__init__"},
     {"attacks.__init__", "attacks.inputs", "attacks.units", "attacks.weights"},
-    {"attacks.same_function"},
+    {"attacks.same_function", "attacks.retraining"},
 ]
 ROW_OF = {module: row for row, modules in enumerate(ROWS) for module in modules}
 
