@@ -14,7 +14,7 @@ PACKAGE = "deepsigns_tf"
 # From the foundation up.
 ROWS = [
     {"derivation", "statistics", "files", "keras_internals"},
-    {"activations", "losses", "label_scope", "perturbations"},
+    {"activations", "losses", "label_scope", "perturbations", "alignment"},
     {"examples", "batch_norm"},
     {"triggers"},
     {"owner_key"},

@@ -1,0 +1,120 @@
+"""A suspect's units matched with a reference's, by what both do with the same inputs and never with the key.
+
+Whoever permutes, rescales, splits or adds units keeps what a layer computes and hides which unit is which. Their responses to public
+inputs tell. What may be concluded from a reading after that depends on the reference: one that carries the mark lends it to any
+suspect that is matched with it.
+"""
+
+import dataclasses
+
+import numpy as np
+import scipy.optimize
+
+# Below this share of the largest standard deviation a unit says nothing.
+_DEAD = 1e-6
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Alignment:
+    """Which of a suspect's units stand for which of a reference's.
+
+    Args:
+        sources: `(M,)` the suspect's unit for each of the reference's; -1 where none is left.
+        scales: `(M,)` positive factors that bring the suspect's units to the reference's size.
+        correlations: `(M,)` between the responses of matched units, in [-1, 1]; 0 where there is none, NaN where the reference's unit
+            never moves and any would do.
+    """
+
+    sources: np.ndarray
+    scales: np.ndarray
+    correlations: np.ndarray
+
+    @property
+    def quality(self) -> float:
+        """Mean correlation over the reference's units that move, in [-1, 1]: 1 for a copy, less for an unrelated model."""
+        return float(np.nanmean(self.correlations))
+
+    def applied(self, features: np.ndarray) -> np.ndarray:
+        """The suspect's features in the reference's order and size.
+
+        Args:
+            features: `(n, M')` of the suspect.
+
+        Returns:
+            `(n, M)`, with zeros where no unit is left.
+
+        Example:
+
+        >>> alignment = Alignment(np.array([1, -1]), np.array([0.5, 1.0]), np.array([1.0, 0.0]))
+        >>> alignment.applied(np.array([[1.0, 4.0]])).tolist()
+        [[2.0, 0.0]]
+        """
+        found = np.where(self.sources >= 0, features[:, self.sources], 0.0)
+        return np.asarray(self.scales * found)
+
+
+def align(reference: np.ndarray, suspect: np.ndarray, rescale: bool = True) -> Alignment:
+    r"""Matches units one to one, so that the sum of the correlations between their responses is largest.
+
+    Units that never move are left out. Of a unit that was split or cloned any copy will do: they respond alike, up to a factor. The
+    factor of a pair is the one with the least squared error, \( \langle r, f \rangle / \langle f, f \rangle \).
+
+    Args:
+        reference: `(n, M)` features of a layer, for n public inputs, more of them than units for a good match.
+        suspect: `(n, M')` features of the suspect's layer, for the same inputs.
+        rescale: Whether the suspect's units are brought to the reference's size; else all factors are 1.
+
+    Returns:
+        The alignment.
+
+    Raises:
+        ValueError: If the arrays do not belong together, hold fewer than two inputs, or numbers that are not finite.
+
+    Example:
+
+    >>> reference = np.random.default_rng(0).random((50, 4))
+    >>> alignment = align(reference, 2 * reference[:, [2, 0, 3, 1]])
+    >>> alignment.sources.tolist(), alignment.scales.round(6).tolist(), round(alignment.quality, 6)
+    ([1, 3, 0, 2], [0.5, 0.5, 0.5, 0.5], 1.0)
+
+    Source: Li et al., "Convergent learning: do different neural networks learn the same representations?", ICLR 2016 (one-to-one matching
+    by correlation); Kuhn, "The Hungarian method", 1955.
+    """
+    reference, suspect = (np.asarray(each, np.float64) for each in (reference, suspect))
+    shapes = reference.shape, suspect.shape
+    if any(len(shape) != 2 for shape in shapes) or shapes[0][0] != shapes[1][0] or shapes[0][0] < 2:
+        raise ValueError(
+            "These features cannot be matched. Expected arrays (n, M) and (n, M') of at least two inputs, the same for both. "
+            f"Received: shapes {shapes[0]} and {shapes[1]}"
+        )
+    if not (np.isfinite(reference).all() and np.isfinite(suspect).all()):
+        raise ValueError(
+            "These features cannot be matched. Expected finite numbers. "
+            f"Received: {np.count_nonzero(~np.isfinite(reference)) + np.count_nonzero(~np.isfinite(suspect))} others"
+        )
+    profiles, moves = _profiles(reference)
+    candidates, alive = _profiles(suspect)
+    correlations = np.full(reference.shape[1], np.nan)
+    correlations[moves] = 0.0
+    sources, scales = np.full(reference.shape[1], -1), np.ones(reference.shape[1])
+    rows, columns = np.flatnonzero(moves), np.flatnonzero(alive)
+    if rows.size and columns.size:
+        similarity = profiles[:, rows].T @ candidates[:, columns]
+        matched, chosen = scipy.optimize.linear_sum_assignment(similarity, maximize=True)
+        sources[rows[matched]] = columns[chosen]
+        correlations[rows[matched]] = similarity[matched, chosen]
+    if rescale:
+        for unit in np.flatnonzero(sources >= 0):
+            response = suspect[:, sources[unit]]
+            factor = reference[:, unit] @ response / (response @ response)
+            # A match that is none has no size either.
+            scales[unit] = factor if factor > 0 else 1.0
+    return Alignment(sources, scales, correlations)
+
+
+def _profiles(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Columns of mean 0 and length 1, and which of them move."""
+    centred = features - features.mean(axis=0)
+    lengths = np.linalg.norm(centred, axis=0)
+    moves = lengths > _DEAD * lengths.max(initial=0.0)
+    return centred / np.where(moves, lengths, 1.0), moves

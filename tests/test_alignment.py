@@ -1,0 +1,72 @@
+"""Units found again by their responses."""
+
+import numpy as np
+import pytest
+
+from deepsigns_tf.alignment import align
+
+RANDOM = np.random.default_rng(0)
+# ReLU units of random inputs: alike in size, different in what they respond to.
+REFERENCE = np.maximum(RANDOM.normal(size=(400, 20)) @ RANDOM.normal(size=(20, 30)), 0)
+
+
+def test_permuted_and_rescaled_units_are_found():
+    order, factors = RANDOM.permutation(30), RANDOM.uniform(0.2, 5, 30)
+    alignment = align(REFERENCE, (REFERENCE * factors)[:, order])
+    np.testing.assert_array_equal(order[alignment.sources], np.arange(30))
+    np.testing.assert_allclose(alignment.scales, 1 / factors)
+    np.testing.assert_allclose(alignment.applied((REFERENCE * factors)[:, order]), REFERENCE, atol=1e-9)
+    assert alignment.quality == pytest.approx(1.0)
+
+
+def test_copies_and_strangers_do_not_disturb():
+    """Split units respond alike up to a factor; idle ones are noise, or never move."""
+    widened = np.concatenate(
+        [REFERENCE, 0.3 * REFERENCE[:, :5], RANDOM.random((400, 10)), np.zeros((400, 3)), np.full((400, 2), 7.0)],
+        axis=1,
+    )
+    order = RANDOM.permutation(widened.shape[1])
+    alignment = align(REFERENCE, widened[:, order])
+    np.testing.assert_allclose(alignment.applied(widened[:, order]), REFERENCE, atol=1e-9)
+    assert alignment.quality == pytest.approx(1.0)
+
+
+def test_what_is_missing_is_told():
+    alignment = align(REFERENCE, REFERENCE[:, :25])
+    assert (alignment.sources[:25] == np.arange(25)).all() and (alignment.sources[25:] == -1).all()
+    assert (alignment.applied(REFERENCE[:, :25])[:, 25:] == 0).all() and alignment.quality == pytest.approx(25 / 30)
+
+
+def test_a_unit_of_the_reference_that_never_moves_does_not_count():
+    still = np.concatenate([REFERENCE, np.zeros((400, 5))], axis=1)
+    alignment = align(still, REFERENCE)
+    assert alignment.quality == pytest.approx(1.0) and np.isnan(alignment.correlations[30:]).all()
+    assert (alignment.sources[30:] == -1).all()
+
+
+def test_unrelated_units_match_less_than_noisy_copies():
+    unrelated = np.maximum(RANDOM.normal(size=(400, 20)) @ RANDOM.normal(size=(20, 30)), 0)
+    noisy = REFERENCE + 0.5 * REFERENCE.std() * RANDOM.normal(size=REFERENCE.shape)
+    assert align(REFERENCE, unrelated).quality < 0.3 < 0.8 < align(REFERENCE, noisy[:, ::-1]).quality
+    assert (align(REFERENCE, noisy[:, ::-1]).sources == np.arange(30)[::-1]).all()
+
+
+def test_sizes_are_left_alone_when_asked():
+    alignment = align(REFERENCE, 3 * REFERENCE, rescale=False)
+    assert (alignment.scales == 1).all()
+    # A match by chance may have no size at all.
+    assert (align(REFERENCE, -REFERENCE).scales > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("reference", "suspect"),
+    [
+        (REFERENCE, REFERENCE[:-1]),
+        (REFERENCE[0], REFERENCE[0]),
+        (REFERENCE[:1], REFERENCE[:1]),
+        (REFERENCE, np.where(REFERENCE > 1, np.nan, REFERENCE)),
+    ],
+)
+def test_features_that_do_not_belong_together_are_refused(reference, suspect):
+    with pytest.raises(ValueError, match=r"^These features cannot be matched\. Expected .*\. Received: "):
+        align(reference, suspect)
