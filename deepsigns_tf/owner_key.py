@@ -12,6 +12,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import secrets
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +21,7 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 
 from deepsigns_tf.activations import Inputs, Pooling
+from deepsigns_tf.alignment import weights_digest
 from deepsigns_tf.derivation import derive_balanced_signs, derive_bits, derive_bytes, derive_choice, derive_normals
 from deepsigns_tf.examples import Examples, as_inputs, as_labels
 from deepsigns_tf.files import write_atomically
@@ -200,6 +202,7 @@ class OwnerKey:
         key_inputs: Examples to read the mark with, fixed before training.
         layers: Which layer of the released model plays which role; `release` fills it in.
         triggers: Inputs and the answers by which the model is recognized, fixed before training.
+        reference: Digest of the weights of a model from before the mark, with whose units a suspect's may be matched.
 
     Raises:
         ValueError: If a part is missing, of another type, or contradicts another.
@@ -218,6 +221,7 @@ class OwnerKey:
     key_inputs: KeyInputs | None = dataclasses.field(default=None, repr=False)
     layers: tuple[CarrierLayer, ...] = ()
     triggers: TriggerSet | None = dataclasses.field(default=None, repr=False)
+    reference: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "carriers", _tuple_of(Carrier, self.carriers, "carriers"))
@@ -237,6 +241,11 @@ class OwnerKey:
                     f"Invalid value for argument `{name}`. Expected {kind.__name__} or None. "
                     f"Received: a {type(value).__name__}"
                 )
+        if self.reference is not None and not re.fullmatch("[0-9a-f]{64}", str(self.reference)):
+            raise ValueError(
+                "Invalid value for argument `reference`. Expected 64 hexadecimal digits, from `with_reference`, or None. "
+                f"Received: reference={self.reference!r}"
+            )
         names = [carrier.name for carrier in self.carriers]
         if len(set(names)) != len(names):
             raise ValueError(
@@ -366,6 +375,37 @@ class OwnerKey:
             return derive_balanced_signs(self.seed, domain, num_units, c.bits_per_class).astype(np.float32)
         normals = derive_normals(self.seed, domain, num_units * c.bits_per_class)
         return normals.reshape(num_units, c.bits_per_class).astype(np.float32)
+
+    def with_reference(self, model: Any) -> "OwnerKey":
+        """Lets suspects be read after their units were matched with those of a model from before the mark. Do this before marking.
+
+        Projection and bits are derived from the model's weights too, from now on. So the reference cannot have been made to suit the bits,
+        and a reading after the match has the same exact null as one without.
+
+        Args:
+            model: Trained on the task, not marked; the marked model begins with its weights. Keep its file: the key has the digest only.
+
+        Returns:
+            A new key with other bits.
+
+        Raises:
+            ValueError: If the key has a reference already, or layers of a model that was marked.
+
+        Example:
+
+        >>> import keras
+        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(128, name="hidden"), keras.layers.Dense(2)])
+        >>> key = OwnerKey.generate("ACME Vision", [Carrier("features", [0, 1], 32)])
+        >>> referred = key.with_reference(model)
+        >>> bool((referred.signature("features") == key.signature("features")).all())
+        False
+        """
+        if self.reference is not None or self.layers:
+            raise ValueError(
+                "This key cannot take a reference any more. Expected one before marking, once. "
+                f"Received: a key with {'a reference' if self.reference else 'the layers of a marked model'}"
+            )
+        return dataclasses.replace(self, reference=weights_digest(model))
 
     def with_key_inputs(self, x: Inputs, carrier_labels: np.ndarray, num_per_class: int = 64) -> "OwnerKey":
         """Lets the seed pick the examples with which the mark will be read. Do this before training.
@@ -685,6 +725,7 @@ class OwnerKey:
                 seed=seed,
                 key_inputs=key_inputs and KeyInputs(*key_inputs),
                 layers=tuple(CarrierLayer(**layer) for layer in header["layers"]),
+                reference=header.get("reference"),
                 triggers=triggers and TriggerSet(*triggers, **header["triggers"], numbers=numbers, basis=basis),
             )
         except Exception as error:  # NumPy and zipfile have no closed list of what a made-up payload raises.
@@ -708,10 +749,11 @@ class OwnerKey:
             "owner": self.owner,
             "carriers": [carrier.to_dict() for carrier in self.carriers],
             "decision": self.decision.to_dict(),
-        }
+        } | ({} if self.reference is None else {"reference": self.reference})
 
     def _domain(self, purpose: str, carrier: Carrier, *sizes: int) -> tuple[str | int, ...]:
-        return (purpose, self.owner, SCHEME_VERSION, carrier.name, *sizes)
+        reference = () if self.reference is None else (self.reference,)
+        return (purpose, self.owner, SCHEME_VERSION, carrier.name, *sizes, *reference)
 
 
 def _is_integer(value: Any) -> bool:

@@ -5,6 +5,7 @@ import copy
 import dataclasses
 import hashlib
 import io
+import itertools
 import json
 import os
 import pathlib
@@ -21,6 +22,7 @@ import pytest
 
 from deepsigns_tf import Carrier, DecisionRule, OwnerKey, SignatureRegularizer
 from deepsigns_tf.activations import class_membership
+from deepsigns_tf.alignment import weights_digest
 from deepsigns_tf.owner_key import CarrierLayer, KeyInputs
 
 SEED = bytes(range(32))
@@ -1248,3 +1250,46 @@ def test_an_altered_payload_with_a_fitting_digest_is_the_same_key_or_refused(tmp
         assert_malformed(bytes(payload), tmp_path)
     else:
         assert_same_key(make_key_with_inputs(layers=LAYERS), loaded)
+
+
+# Reference
+
+
+def _model(seed=0):
+    keras.utils.set_random_seed(seed)
+    return keras.Sequential([keras.Input((2,)), keras.layers.Dense(128), keras.layers.Dense(2)])
+
+
+def test_bits_and_projection_depend_on_the_reference():
+    """So that nobody can make a reference that suits them."""
+    keys = [make_key(), make_key().with_reference(_model(0)), make_key().with_reference(_model(1))]
+    for parts in ([key.signature("features") for key in keys], [key.projection("features", 128) for key in keys]):
+        assert all((one != other).any() for one, other in itertools.combinations(parts, 2))
+    again = make_key().with_reference(_model(0))
+    np.testing.assert_array_equal(again.signature("features"), keys[1].signature("features"))
+
+
+def test_a_reference_is_committed_to_and_kept(tmp_path):
+    keys = [make_key_with_inputs(), make_key_with_inputs().with_reference(_model())]
+    assert keys[0].commitment() != keys[1].commitment() and keys[1].reference == weights_digest(_model())
+    keys[1].save(tmp_path / "owner.key")
+    loaded = OwnerKey.load(tmp_path / "owner.key")
+    assert loaded.reference == keys[1].reference and loaded.commitment() == keys[1].commitment()
+    # The digest goes by the weights alone.
+    model = _model()
+    copy = keras.models.clone_model(model)
+    copy.set_weights(model.get_weights())
+    assert weights_digest(copy) == weights_digest(model)
+    copy.set_weights([weight + 1 for weight in copy.get_weights()])
+    assert weights_digest(copy) != weights_digest(model)
+
+
+def test_a_reference_comes_once_and_before_the_mark():
+    with pytest.raises(
+        ValueError, match=r"This key cannot take a reference any more\. Expected .* Received: a key with a reference"
+    ):
+        make_key().with_reference(_model()).with_reference(_model())
+    with pytest.raises(ValueError, match="Received: a key with the layers of a marked model"):
+        make_key_with_inputs(layers=LAYERS).with_reference(_model())
+    with pytest.raises(ValueError, match="Invalid value for argument `reference`. Expected 64 hexadecimal digits"):
+        dataclasses.replace(make_key(), reference="abc")
