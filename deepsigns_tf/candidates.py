@@ -5,13 +5,14 @@ Layers of a stolen model may have been renamed or reordered: every output of the
 
 import dataclasses
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 
-from deepsigns_tf.activations import class_membership, named_layers, num_features, pool, record_activations
+from deepsigns_tf.activations import Inputs, class_membership, named_layers, num_features, pool, record_activations
+from deepsigns_tf.alignment import align
 from deepsigns_tf.owner_key import Carrier, KeyInputs, OwnerKey
 from deepsigns_tf.readings import SignatureReader, SignatureReading
 
@@ -64,33 +65,118 @@ def candidate_means(model: keras.Model, owner_key: OwnerKey) -> dict[str, Candid
     >>> candidate_means(suspect, key)["features"].num_admissible
     2
     """
-    widths = {owner_key.carrier(layer.carrier): layer.num_units for layer in owner_key.layers}
+    widths = {layer.carrier: layer.num_units for layer in owner_key.layers}
+    means, admissible = _means_of_key_inputs(model, owner_key)
+    return {
+        name: Candidates(
+            {place: each for place, each in found.items() if each.shape[1] == widths[name]}, admissible[name]
+        )
+        for name, found in means.items()
+    }
+
+
+def matched_candidates(
+    model: keras.Model, owner_key: OwnerKey, reference: keras.Model, rescale: bool
+) -> dict[str, Candidates]:
+    """Class means of the key inputs in every output that is wide enough, in the units of a reference's layer.
+
+    Units are matched by their responses within classes, where the mark is not, to the key inputs, which were fixed before the suspect existed. Outputs more than four times as
+    wide as the reference's layer, or less than a quarter, are not tried; they count as admissible all the same.
+
+    Args:
+        model: The suspect, any Keras model.
+        owner_key: A key with key inputs and layers.
+        reference: A model of the architecture that the key's layers name.
+        rescale: As in `align`.
+
+    Returns:
+        Carrier -> its candidates, of the width that the key names.
+
+    Raises:
+        ValueError: As `candidate_means`; also if the reference has no such layers.
+    """
+    means, admissible = _means_of_key_inputs(model, owner_key)
+    assert owner_key.key_inputs is not None
+    labels = owner_key.key_inputs.labels
+    widths = {layer.carrier: layer.num_units for layer in owner_key.layers}
+    features = _features(model, owner_key, {name: (width // 4, 4 * width) for name, width in widths.items()})
+    of_reference = _features(reference, owner_key, {name: (width, width) for name, width in widths.items()})
+    result = {}
+    for layer in owner_key.layers:
+        expected = of_reference[layer.carrier].get(Place(layer.path, 0))
+        if expected is None:
+            raise ValueError(
+                f"The reference has another architecture than the marked model. Expected a layer {layer.path!r} with {layer.num_units} "
+                f"features. Received: layers {list(named_layers(reference))}"
+            )
+        matched = {}
+        for place, responses in features[layer.carrier].items():
+            if np.isfinite(responses).all():
+                matched[place] = align(
+                    _within_classes(expected, labels), _within_classes(responses, labels), rescale
+                ).applied(means[layer.carrier][place])
+        result[layer.carrier] = Candidates(matched, admissible[layer.carrier])
+    return result
+
+
+def _means_of_key_inputs(
+    model: keras.Model, owner_key: OwnerKey
+) -> tuple[dict[str, dict[Place, np.ndarray]], dict[str, int]]:
+    """Carrier -> place -> class means, in every output that is wide enough; and how many those are."""
     key_inputs = owner_key.key_inputs
     if key_inputs is None:
         raise ValueError("There is nothing to read with. Expected a key with key inputs. Received: a key without")
     _check_key_inputs(model, key_inputs)
+    carriers = [owner_key.carrier(layer.carrier) for layer in owner_key.layers]
+    sums: dict[str, dict[Place, np.ndarray]] = {carrier.name: {} for carrier in carriers}
+    for rows, carrier, place, features in _heard(model, key_inputs.inputs, carriers):
+        # Activations that are not finite are for the caller to judge.
+        with np.errstate(invalid="ignore"):
+            total = _membership(key_inputs.labels[rows], carrier) @ features
+        sums[carrier.name][place] = sums[carrier.name].get(place, 0.0) + total
+    counts = {carrier.name: _membership(key_inputs.labels, carrier).sum(axis=1)[:, None] for carrier in carriers}
+    means = {name: {place: total / counts[name] for place, total in totals.items()} for name, totals in sums.items()}
+    return means, {name: len(found) for name, found in means.items()}
+
+
+def _features(
+    model: keras.Model, owner_key: OwnerKey, widths: Mapping[str, tuple[int, int]]
+) -> dict[str, dict[Place, np.ndarray]]:
+    """Carrier -> place -> `(n, M')` features of the key inputs, in every output of a width between two numbers."""
+    assert owner_key.key_inputs is not None
+    carriers = [owner_key.carrier(layer.carrier) for layer in owner_key.layers]
+    parts: dict[str, dict[Place, list[np.ndarray]]] = {carrier.name: {} for carrier in carriers}
+    for _, carrier, place, features in _heard(model, owner_key.key_inputs.inputs, carriers):
+        least, most = widths[carrier.name]
+        if least <= features.shape[1] <= most:
+            parts[carrier.name].setdefault(place, []).append(features)
+    return {name: {place: np.concatenate(each) for place, each in found.items()} for name, found in parts.items()}
+
+
+def _within_classes(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """What is left of responses without their class means, where the mark is."""
+    left = features.copy()
+    for label in np.unique(labels):
+        left[labels == label] -= left[labels == label].mean(axis=0)
+    return left
+
+
+def _heard(
+    model: keras.Model, inputs: Inputs, carriers: list[Carrier]
+) -> Iterator[tuple[slice, Carrier, Place, np.ndarray]]:
+    """Rows, carrier, place and `(rows, M')` float64 features of every output that is wide enough for a carrier's bits."""
     layers = named_layers(model)
-    sums: dict[str, dict[Place, np.ndarray]] = {carrier.name: {} for carrier in widths}
-    admissible: dict[str, set[Place]] = {carrier.name: set() for carrier in widths}
-    counts = {carrier.name: _membership(key_inputs.labels, carrier).sum(axis=1) for carrier in widths}
-    for rows, outputs, _ in record_activations(model, key_inputs.inputs, layers):
-        labels = key_inputs.labels[rows]
-        heard = [(Place(path, call), output) for path in layers for call, output in enumerate(outputs[path])]
-        for (place, output), (carrier, num_units) in itertools.product(heard, widths.items()):
-            width = _width(output, len(labels), carrier)
+    for rows, outputs, _ in record_activations(model, inputs, layers):
+        places = [(Place(path, call), output) for path in layers for call, output in enumerate(outputs[path])]
+        for (place, output), carrier in itertools.product(places, carriers):
+            width = _width(output, len(range(rows.start, rows.stop)), carrier)
             if width is not None and width > carrier.bits_per_class:
-                admissible[carrier.name].add(place)
-            if width != num_units:
-                continue
-            features = np.asarray(keras.ops.convert_to_numpy(pool(output, carrier.pooling)), np.float64)
-            # Activations that are not finite are for the caller to judge.
-            with np.errstate(invalid="ignore"):
-                total = _membership(labels, carrier) @ features
-            sums[carrier.name][place] = sums[carrier.name].get(place, 0.0) + total
-    means = {
-        name: {place: total / counts[name][:, None] for place, total in totals.items()} for name, totals in sums.items()
-    }
-    return {name: Candidates(means[name], len(places)) for name, places in admissible.items()}
+                yield (
+                    rows,
+                    carrier,
+                    place,
+                    np.asarray(keras.ops.convert_to_numpy(pool(output, carrier.pooling)), np.float64),
+                )
 
 
 def best_readings(candidates: Mapping[str, Candidates], owner_key: OwnerKey) -> list[SignatureReading]:

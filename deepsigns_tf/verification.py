@@ -11,7 +11,8 @@ from typing import Any, get_args
 import keras
 import numpy as np
 
-from deepsigns_tf.candidates import best_readings, candidate_means
+from deepsigns_tf.alignment import weights_digest
+from deepsigns_tf.candidates import best_readings, candidate_means, matched_candidates
 from deepsigns_tf.owner_key import OwnerKey
 from deepsigns_tf.readings import SignatureReading, joint_log10_p
 from deepsigns_tf.statistics import (
@@ -100,13 +101,15 @@ class Verdict(Decision):
         log10_p_hard: log10 of the exact tail of the number of matching bits, times the correction.
         log10_p_soft: log10 of the tail of the signed sum of projections, times the correction. The tail is enumerated up to
             16 bits and bounded (Chernoff) above.
-        num_assignments: Joint assignments of carriers to layers that were tried and paid for.
+        num_assignments: Joint assignments of carriers to layers that were tried and paid for; twice as many with a reference.
+        matched: Whether the suspect's units were matched with those of the key's reference.
         readings: One reading for each carrier.
     """
 
     log10_p_hard: float
     log10_p_soft: float
     num_assignments: int
+    matched: bool
     readings: tuple[SignatureReading, ...]
 
     @property
@@ -149,6 +152,7 @@ class Verdict(Decision):
             "log10_p_hard": self.log10_p_hard,
             "log10_p_soft": self.log10_p_soft,
             "num_assignments": self.num_assignments,
+            "matched": self.matched,
             "num_bits": self.num_bits,
             "num_matches": self.num_matches,
             "bit_error_rate": self.bit_error_rate,
@@ -156,7 +160,13 @@ class Verdict(Decision):
         }
 
 
-def verify(model: keras.Model, owner_key: OwnerKey, *, commitment: str | None = None) -> Verdict:
+def verify(
+    model: keras.Model,
+    owner_key: OwnerKey,
+    *,
+    commitment: str | None = None,
+    reference: keras.Model | None = None,
+) -> Verdict:
     """Reads the mark from a suspect's weights and decides by the rule fixed in the key.
 
     Layers may have been renamed or reordered: every layer of the right width is a candidate for a carrier, and the best
@@ -168,13 +178,16 @@ def verify(model: keras.Model, owner_key: OwnerKey, *, commitment: str | None = 
         owner_key: The claimant's key, after `release` (it must know the carriers' widths).
         commitment: The commitment that the claimant published before training, taken by whoever verifies from a dated
             source of their own. With it the rule's level for committed claims applies.
+        reference: The model whose digest stands in the key (`OwnerKey.with_reference`). The suspect's units are then matched with its, by
+            what both do with the key inputs, whatever their order and size, and the bits are read after that. As the bits were
+            derived from the reference, it cannot know them, and p is as exact as without.
 
     Returns:
         The verdict.
 
     Raises:
         ValueError: If there is nothing to read: a key without key inputs or layers, inputs that do not fit the model, no
-            layer of the right width, activations that are not finite, or a commitment that is not this key's.
+            layer of the right width, activations that are not finite, a commitment that is not this key's, or a reference that is not.
 
     Example:
 
@@ -194,9 +207,22 @@ def verify(model: keras.Model, owner_key: OwnerKey, *, commitment: str | None = 
             f"Received: key inputs {'set' if owner_key.key_inputs else 'missing'}, layers {'set' if owner_key.layers else 'missing'}"
         )
     committed = check_commitment(owner_key, commitment)
-    candidates = candidate_means(model, owner_key)
-    num_assignments = math.prod(found.num_admissible for found in candidates.values())
-    return judge(best_readings(candidates, owner_key), owner_key, num_assignments, committed)
+    if reference is None:
+        ways = [candidate_means(model, owner_key)]
+    else:
+        if owner_key.reference != weights_digest(reference):
+            raise ValueError(
+                "The reference is not this key's. Expected the model that `with_reference` was given before marking. "
+                f"Received: {'another one' if owner_key.reference else 'a key without a reference'}"
+            )
+        # Sizes are an attacker's to choose; taking them from the reference costs a part of the mark. Both are tried and paid for.
+        ways = [matched_candidates(model, owner_key, reference, rescale) for rescale in (False, True)]
+    num_assignments = len(ways) * math.prod(found.num_admissible for found in ways[0].values())
+    verdicts = [
+        judge(best_readings(each, owner_key), owner_key, num_assignments, committed, matched=reference is not None)
+        for each in ways
+    ]
+    return min(verdicts, key=lambda verdict: verdict.log10_p_value)
 
 
 def check_commitment(owner_key: OwnerKey, commitment: str | None) -> bool:
@@ -255,7 +281,11 @@ def assumptions_about_the_date(committed: bool, inputs: str) -> list[str]:
 
 
 def judge(
-    readings: list[SignatureReading], owner_key: OwnerKey, num_assignments: int, committed: bool = False
+    readings: list[SignatureReading],
+    owner_key: OwnerKey,
+    num_assignments: int,
+    committed: bool = False,
+    matched: bool = False,
 ) -> Verdict:
     """Turns readings into a verdict by the key's decision rule.
 
@@ -264,6 +294,7 @@ def judge(
         owner_key: The key.
         num_assignments: Joint assignments that were tried, >= 1.
         committed: Whether an earlier commitment was checked.
+        matched: Whether units were matched with those of the key's reference.
 
     Returns:
         The verdict.
@@ -292,6 +323,11 @@ def judge(
         "committed",
         f"the decision rule stood in the key: {rule.test} test at 10^{rule.log10_alpha(committed):.2f}",
     ]
+    if matched:
+        assumptions.append(
+            "units were matched with those of a model that the bits were derived from, so that it cannot know them; with and without its "
+            "units' sizes, which was paid for"
+        )
     return Verdict(
         owner=owner_key.owner,
         marked=log10_p[rule.test] <= rule.log10_alpha(committed),
@@ -302,6 +338,7 @@ def judge(
         log10_p_hard=log10_p["hard"],
         log10_p_soft=log10_p["soft"],
         num_assignments=num_assignments,
+        matched=matched,
         readings=tuple(readings),
         assumptions=tuple(assumptions),
     )

@@ -70,3 +70,70 @@ def test_sizes_are_left_alone_when_asked():
 def test_features_that_do_not_belong_together_are_refused(reference, suspect):
     with pytest.raises(ValueError, match=r"^These features cannot be matched\. Expected .*\. Received: "):
         align(reference, suspect)
+
+
+# Verdicts
+
+
+@pytest.fixture(scope="module")
+def marked():
+    """A trained network, and the one that was marked from there, with its key."""
+    import keras
+
+    import deepsigns_tf as ds
+
+    random = np.random.default_rng(0)
+    y = np.arange(1200) % 4
+    x = (random.normal(size=(4, 16))[y] + 0.5 * random.normal(size=(1200, 16))).astype("float32")
+
+    def build(regularizer=None, model_class=keras.Model):
+        inputs = keras.Input((16,))
+        hidden = keras.layers.Dense(128, "relu", activity_regularizer=regularizer, name="hidden")(inputs)
+        return model_class(inputs, keras.layers.Dense(4, name="logits")(hidden))
+
+    def train(model, epochs, learning_rate=1e-3):
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(keras.optimizers.Adam(learning_rate), loss)
+        model.fit(x, y, batch_size=64, epochs=epochs, verbose=0)
+        return model
+
+    keras.utils.set_random_seed(0)
+    reference = train(build(), 5)
+    key = ds.OwnerKey("ACME Vision", (ds.Carrier("features", range(4), 64),), ds.DecisionRule(), bytes(32))
+    key = key.with_reference(reference).with_key_inputs(x, y, 100)
+    model = build(ds.SignatureRegularizer(key, "features", strength=3.0), ds.WatermarkedModel)
+    model.set_weights(reference.get_weights())
+    plain, key = ds.release(train(model, 20), key)
+    unrelated = [train(build(), 5) for _ in range(3)]
+    return reference, plain, key, unrelated
+
+
+def test_a_permuted_copy_is_read_after_matching_it_with_what_does_not_know_the_bits(marked):
+    import deepsigns_tf as ds
+    from deepsigns_tf.attacks.same_function import add_cancelling_units, permute_units, rescale_units, split_units
+
+    reference, model, key, _ = marked
+    assert ds.verify(model, key).marked
+    for attacked in (permute_units(model, 1), rescale_units(permute_units(model, 1), 2)):
+        assert not ds.verify(attacked, key).marked
+        verdict = ds.verify(attacked, key, commitment=key.commitment(), reference=reference)
+        assert verdict.marked and verdict.matched and verdict.num_assignments == 2
+        assert any("units were matched" in line for line in verdict.assumptions)
+    wider = add_cancelling_units(split_units(model, 3, 0.2), 4, 0.2)
+    assert ds.verify(wider, key, commitment=key.commitment(), reference=reference).marked
+
+
+def test_unrelated_models_stay_unmarked_after_matching(marked):
+    import deepsigns_tf as ds
+
+    reference, _, key, unrelated = marked
+    for suspect in (reference, *unrelated):
+        assert ds.verify(suspect, key, reference=reference).log10_p_value > -3
+
+
+def test_another_reference_is_refused(marked):
+    import deepsigns_tf as ds
+
+    _, model, key, unrelated = marked
+    with pytest.raises(ValueError, match=r"The reference is not this key's\. Expected .* Received: another one"):
+        ds.verify(model, key, reference=unrelated[0])
