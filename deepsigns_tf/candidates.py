@@ -80,8 +80,9 @@ def matched_candidates(
 ) -> dict[str, Candidates]:
     """Class means of the key inputs in every output that is wide enough, in the units of a reference's layer.
 
-    Units are matched by their responses within classes, where the mark is not, to the key inputs, which were fixed before the suspect existed. Outputs more than four times as
-    wide as the reference's layer, or less than a quarter, are not tried; they count as admissible all the same.
+    Units are matched by their responses to the key inputs, which were fixed before the suspect existed, within classes, where the
+    mark is not. Outputs more than four times as wide as the reference's layer, or less than a quarter, are not tried; they
+    count as admissible all the same.
 
     Args:
         model: The suspect, any Keras model.
