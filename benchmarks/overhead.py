@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 import scipy.stats
 
-from benchmarks.cores import pool_on_cores
 from scripts.configs import command_line, option, run_program
+from scripts.cores import pool_on_cores
 
 _PAIRS_BETWEEN_LOOKS = 20
 _BATCH_SIZE = 128

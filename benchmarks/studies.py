@@ -13,8 +13,8 @@ import time
 from typing import Any
 
 from benchmarks.attacks import Attacks, attacked
-from benchmarks.cores import pool_on_cores
 from scripts.configs import command_line, option, result_settings
+from scripts.cores import pool_on_cores
 
 
 @dataclasses.dataclass(frozen=True)

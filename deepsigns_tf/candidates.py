@@ -34,10 +34,12 @@ class Candidates:
     Args:
         means: Place -> `(s, M)` float64 class means of the key inputs, for the outputs of the width that the key names.
         num_admissible: How many outputs are wide enough for the carrier's bits: what a search among them costs in p.
+        qualities: Place -> how well its units match a reference's, as `Alignment.quality`; empty where none were matched.
     """
 
     means: dict[Place, np.ndarray] = dataclasses.field(repr=False)
     num_admissible: int
+    qualities: dict[Place, float] = dataclasses.field(default_factory=dict)
 
 
 def candidate_means(model: keras.Model, owner_key: OwnerKey) -> dict[str, Candidates]:
@@ -110,13 +112,17 @@ def matched_candidates(
                 f"The reference has another architecture than the marked model. Expected a layer {layer.path!r} with {layer.num_units} "
                 f"features. Received: layers {list(named_layers(reference))}"
             )
-        matched = {}
-        for place, responses in features[layer.carrier].items():
-            if np.isfinite(responses).all():
-                matched[place] = align(
-                    _within_classes(expected, labels), _within_classes(responses, labels), rescale
-                ).applied(means[layer.carrier][place])
-        result[layer.carrier] = Candidates(matched, admissible[layer.carrier])
+        profiles = _within_classes(expected, labels)
+        alignments = {
+            place: align(profiles, _within_classes(responses, labels), rescale)
+            for place, responses in features[layer.carrier].items()
+            if np.isfinite(responses).all()
+        }
+        result[layer.carrier] = Candidates(
+            {place: alignment.applied(means[layer.carrier][place]) for place, alignment in alignments.items()},
+            admissible[layer.carrier],
+            {place: alignment.quality for place, alignment in alignments.items()},
+        )
     return result
 
 

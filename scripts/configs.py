@@ -82,9 +82,12 @@ def command_line(program: str, config: Any) -> str:
         program: The module, as `python -m` names it.
         config: Its configuration.
     """
-    fields = [field for field in dataclasses.fields(config) if field.metadata["shapes_result"]]
-    fields += [field for field in dataclasses.fields(config) if field.default is dataclasses.MISSING]
-    given = [field.name for field in fields if getattr(config, field.name) != field.default]
+    given = [
+        field.name
+        for field in dataclasses.fields(config)
+        if field.default is dataclasses.MISSING
+        or (field.metadata["shapes_result"] and getattr(config, field.name) != field.default)
+    ]
     return shlex.join(["python", "-m", program, *(f"--{name}={getattr(config, name)}" for name in sorted(given))])
 
 

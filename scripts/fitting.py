@@ -22,7 +22,8 @@ from scripts.tasks import Task, TrainingConfig
 
 _JIT_COMPILE = {"auto": "auto", "on": True, "off": False}
 
-_OPTIMIZERS: dict[str, Callable[[Any], keras.optimizers.Optimizer]] = {
+# By the flag's name.
+OPTIMIZERS: dict[str, Callable[[Any], keras.optimizers.Optimizer]] = {
     "adam": keras.optimizers.Adam,
     "sgd": functools.partial(keras.optimizers.SGD, momentum=0.9, nesterov=True),
 }
@@ -51,7 +52,7 @@ def plain_copy(model: keras.Model, config: TrainingConfig, task: Task) -> keras.
     return plain
 
 
-def cosine_schedule(config: TrainingConfig, data: Dataset, epochs: int, largest: float) -> Any:
+def cosine_schedule(config: TrainingConfig, data: Dataset, epochs: int, largest: float, first_epoch: int = 0) -> Any:
     """The learning rate of a training: it falls to 0 along a cosine, after rising from 0 for `config.warmup_epochs`.
 
     Args:
@@ -59,15 +60,28 @@ def cosine_schedule(config: TrainingConfig, data: Dataset, epochs: int, largest:
         data: What is learned.
         epochs: Passes over it.
         largest: The largest learning rate.
+        first_epoch: Of an optimizer that takes over from another.
     """
     steps_per_epoch = _steps_per_epoch(config, data)
     warmup_steps = min(config.warmup_epochs, epochs - 1) * steps_per_epoch
-    return keras.optimizers.schedules.CosineDecay(
+    schedule = keras.optimizers.schedules.CosineDecay(
         0.0 if warmup_steps else largest,
         epochs * steps_per_epoch - warmup_steps,
         warmup_target=largest if warmup_steps else None,
         warmup_steps=warmup_steps,
     )
+    return _TakenOver(schedule, first_epoch * steps_per_epoch) if first_epoch else schedule
+
+
+class _TakenOver(keras.optimizers.schedules.LearningRateSchedule):
+    """A schedule from a later step on."""
+
+    def __init__(self, schedule: Any, num_steps: int) -> None:
+        super().__init__()
+        self._schedule, self._num_steps = schedule, num_steps
+
+    def __call__(self, step: Any) -> Any:
+        return self._schedule(step + self._num_steps)
 
 
 def _steps_per_epoch(config: TrainingConfig, data: Dataset) -> int:
@@ -84,6 +98,7 @@ def fit_classifier(
     learning_rate: Any,
     callbacks: Sequence[keras.callbacks.Callback] = (),
     triggers: ds.TriggerSet | None = None,
+    first_epoch: int = 0,
 ) -> None:
     """Trains a network, from its last finished epoch where a training was interrupted.
 
@@ -97,6 +112,7 @@ def fit_classifier(
         learning_rate: A number, or a schedule over steps.
         callbacks: What to call on the way, beside TensorBoard and the checkpoint.
         triggers: What to mix into the batches; nothing by default.
+        first_epoch: Of a training that takes over from another.
     """
     print(f"\nTraining the {name} model on {data.name}", flush=True)
     steps_per_epoch = _steps_per_epoch(config, data)
@@ -104,7 +120,7 @@ def fit_classifier(
     strategy = strategy_named(config.strategy)
     with strategy.scope():
         compile_classifier(model, learning_rate, config)
-        first_epoch = checkpoint.restore(model)
+        first_epoch += checkpoint.restore(model)
     batches = batches_of(config, data, range(first_epoch, epochs), triggers)
     settings: dict[str, Any] = {"epochs": epochs, "initial_epoch": first_epoch, "steps_per_epoch": steps_per_epoch}
     if is_chief(strategy):
@@ -162,7 +178,7 @@ def compile_classifier(model: keras.Model, learning_rate: Any, config: TrainingC
     else:
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(
-        _OPTIMIZERS[config.optimizer](learning_rate),
+        OPTIMIZERS[config.optimizer](learning_rate),
         loss,
         metrics=["accuracy"],
         jit_compile=_JIT_COMPILE[config.jit_compile],

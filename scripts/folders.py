@@ -30,6 +30,7 @@ OF_THE_MARK = {
     "strength",
     "subclasses",
     "trigger_family",
+    "unmarked_epochs",
 }
 
 

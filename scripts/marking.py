@@ -67,6 +67,11 @@ def check_batches(config: TrainingConfig, task: Task, key: ds.OwnerKey) -> None:
             "There is nothing to mark. Expected layers in the flag `carriers`, or `num_triggers` above 0. "
             f"Received: carriers={config.carriers!r}, num_triggers={config.num_triggers}"
         )
+    if config.unmarked_epochs >= config.epochs or (config.unmarked_epochs and config.fine_tune_epochs):
+        raise ValueError(
+            "There is no epoch left to mark in. Expected unmarked_epochs below epochs, and 0 where a trained model is marked. Received: "
+            f"unmarked_epochs={config.unmarked_epochs}, epochs={config.epochs}, fine_tune_epochs={config.fine_tune_epochs}"
+        )
     batches_of(config, task.data, range(config.epochs), key.triggers)()
     labels = task.key_inputs(task.data.x_train, task.data.y_train).labels
     share = float(np.isin(labels, key.classes).mean())

@@ -58,6 +58,11 @@ class TrainingConfig:
     fine_tune_epochs: int = option(
         0, "Mark the trained unmarked model by that many epochs of fine-tuning; 0: from scratch.", minimum=0
     )
+    unmarked_epochs: int = option(
+        0,
+        "Begin to mark after that many epochs; the key refers to the network of that moment, by which disguised copies are read.",
+        minimum=0,
+    )
     num_key_inputs_per_class: int = option(64, "Key inputs of each carrier class.", minimum=1)
     num_triggers: int = option(0, "Trigger inputs by whose answers the marked model is recognized; 0: none.", minimum=0)
     trigger_family: str = option("noise", "Kind of trigger inputs.", choices=("noise", "blends", "low_density"))

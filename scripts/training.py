@@ -2,7 +2,8 @@
 
 The folder of a run holds `owner.key` (secret), `commitment.txt` (to publish), `marked.keras` and `unmarked.keras` (plain
 models), `marked.csv` and `unmarked.csv` (one row an epoch), `tensorboard/`, `result.json` and `training.png`; `verdict.json` where layers
-carry a mark, `trigger_verdict.json` where answers do; `tokenizer.keras` where the network reads text.
+carry a mark, `trigger_verdict.json` where answers do; `reference.keras` where the mark did not begin with the training; `tokenizer.keras`
+where the network reads text.
 """
 
 import dataclasses
@@ -65,6 +66,9 @@ def run(config: TrainingConfig, load_task: Callable[[], Task]) -> dict[str, Any]
         return {}
 
     histories = {name: folders.read_history(folder / f"{name}.csv") for name in ("marked", "unmarked")}
+    seconds = {name: sum(history["seconds"]) for name, history in histories.items()}
+    if config.unmarked_epochs:
+        seconds["marked"] += sum(folders.read_history(folder / "reference.csv")["seconds"])
     result = {
         **circumstances(command_line(task.program, config)),
         "data": task.data.name,
@@ -72,9 +76,10 @@ def run(config: TrainingConfig, load_task: Callable[[], Task]) -> dict[str, Any]
         "num_parameters": unmarked.count_params(),
         "commitment": owner_key.commitment(),
         "accuracy": {"marked": accuracy(marked, task.data), "unmarked": accuracy(unmarked, task.data)},
-        "training_seconds": {name: round(sum(history["seconds"]), 1) for name, history in histories.items()},
+        "training_seconds": {name: round(total, 1) for name, total in seconds.items()},
     }
-    wrong_key = add_triggers(generate_key(config, task), config, task, unmarked).with_layers(owner_key.layers)
+    wrong_key = dataclasses.replace(generate_key(config, task), reference=owner_key.reference)
+    wrong_key = add_triggers(wrong_key, config, task, unmarked).with_layers(owner_key.layers)
     title = f"{task.title} on {task.data.name}"
     if owner_key.carriers:
         verdict = _verify_in_fresh_process(folder, "weights")
@@ -138,21 +143,28 @@ def _marked(
 ) -> tuple[keras.Model, ds.OwnerKey]:
     path = folder / "marked.keras"
     strategy = strategy_named(config.strategy)
+    start = unmarked if config.fine_tune_epochs else _begun(folder, config, task)
+    if start is not None and owner_key.reference is None:
+        reference = start
+        on_chief(strategy, lambda: _begin_with_reference(folder, owner_key, reference))
+        owner_key = ds.OwnerKey.load(folder / "owner.key")
     if config.num_triggers and owner_key.triggers is None:
         on_chief(strategy, lambda: _begin_with_triggers(folder, config, task, owner_key, unmarked))
         owner_key = ds.OwnerKey.load(folder / "owner.key")
     if not path.exists():
         with fresh_start(config), strategy.scope():
             model = marked_model(config, task, owner_key)
-        epochs, learning_rate = config.epochs, config.learning_rate
+        epochs, learning_rate, first_epoch = config.epochs, config.learning_rate, config.unmarked_epochs
         if config.fine_tune_epochs:
-            for layer in unmarked.layers:
-                model.get_layer(layer.name).set_weights(layer.get_weights())
-            epochs, learning_rate = config.fine_tune_epochs, 0.1 * config.learning_rate
+            epochs, learning_rate, first_epoch = config.fine_tune_epochs, 0.1 * config.learning_rate, 0
+        for layer in start.layers if start is not None else ():
+            model.get_layer(layer.name).set_weights(layer.get_weights())
         callbacks: list[keras.callbacks.Callback] = [ds.SignatureLogger(owner_key)] if owner_key.carriers else []
         callbacks += [ds.TriggerLogger(owner_key)] if owner_key.triggers is not None else []
-        schedule = cosine_schedule(config, task.data, epochs, learning_rate)
-        fit_classifier(model, folder, "marked", config, task.data, epochs, schedule, callbacks, owner_key.triggers)
+        schedule = cosine_schedule(config, task.data, epochs, learning_rate, first_epoch)
+        fit_classifier(
+            model, folder, "marked", config, task.data, epochs, schedule, callbacks, owner_key.triggers, first_epoch
+        )
 
         def release() -> None:
             released_key = owner_key
@@ -168,6 +180,30 @@ def _marked(
 
         on_chief(strategy, release)
     return keras.models.load_model(path), ds.OwnerKey.load(folder / "owner.key")
+
+
+def _begun(folder: pathlib.Path, config: TrainingConfig, task: Task) -> keras.Model | None:
+    """The network that marking starts from, where it does not start from the first epoch."""
+    path, strategy = folder / "reference.keras", strategy_named(config.strategy)
+    if not config.unmarked_epochs:
+        return None
+    if not path.exists():
+        with fresh_start(config), strategy.scope():
+            model = task.build()
+        schedule = cosine_schedule(config, task.data, config.epochs, config.learning_rate)
+        fit_classifier(model, folder, "reference", config, task.data, config.unmarked_epochs, schedule)
+        plain = plain_copy(model, config, task)
+        on_chief(strategy, lambda: folders.save_model(plain, path))
+    return keras.models.load_model(path)
+
+
+def _begin_with_reference(folder: pathlib.Path, owner_key: ds.OwnerKey, reference: keras.Model) -> None:
+    """Lets the key refer to the network that marking starts from, and commits anew, before it is marked."""
+    if not (folder / "reference.keras").exists():
+        folders.save_model(reference, folder / "reference.keras")
+    owner_key.with_reference(reference).save(folder / "owner.key")
+    owner_key = folders.keep_key(folder, owner_key)
+    print(f"Commitment with the reference, to publish before marking: {owner_key.commitment()}", flush=True)
 
 
 def _begin_with_triggers(

@@ -32,6 +32,10 @@ class Config:
         choices=("labels", "probabilities", "logits"),
     )
     commitment: str | None = option(None, COMMITMENT_HELP)
+    reference: str | None = option(
+        None,
+        "The model from before the mark that the key refers to: units are matched with its, whatever their order and size.",
+    )
     verdict: str | None = option(None, "Where to write the verdict as JSON.")
 
 
@@ -57,7 +61,10 @@ def run(config: Config) -> int:
     by = config.by or ("weights" if owner_key.carriers or owner_key.triggers is None else "answers")
     verdict: ds.Verdict | ds.TriggerVerdict
     if by == "weights":
-        verdict = ds.verify(model, owner_key, commitment=config.commitment)
+        reference = (
+            keras.models.load_model(config.reference, compile=False, safe_mode=True) if config.reference else None
+        )
+        verdict = ds.verify(model, owner_key, commitment=config.commitment, reference=reference)
     else:
         verdict = ds.verify_predict_fn(
             lambda inputs: model.predict(inputs, verbose=0),

@@ -20,13 +20,14 @@ ROWS = [
     {"owner_key"},
     {"regularizers", "readings"},
     {"watermarked_model", "candidates"},
-    {"verification"},
+    {"verification", "recovery"},
     {"release", "callbacks", "trigger_verification"},
     {"questioning", "remote"},
     {"__init__"},
     {"attacks.__init__", "attacks.inputs", "attacks.units", "attacks.weights"},
     {"attacks.same_function", "attacks.recipes"},
     {"attacks.adaptive", "attacks.adversarial", "attacks.extraction", "attacks.fine_tuning", "attacks.overwriting"},
+    {"attacks.outcomes", "attacks.suite"},
 ]
 ROW_OF = {module: row for row, modules in enumerate(ROWS) for module in modules}
 

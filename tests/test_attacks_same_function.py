@@ -133,6 +133,17 @@ def test_the_function_stays_the_same_and_the_weights_do_not(network, attack):
     assert expected <= changed
 
 
+def test_layers_in_another_order_in_the_config_are_no_attack(network):
+    """Keras orders them by the graph when it loads them."""
+    model, inputs, answers = network
+    config = model.get_config()
+    np.random.default_rng(0).shuffle(config["layers"])
+    copy = keras.Model.from_config(config)
+    assert [layer.name for layer in copy.layers] == [layer.name for layer in model.layers]
+    copy.set_weights(model.get_weights())
+    _assert_same(copy, inputs, answers)
+
+
 def _units(attack, network):
     """Units of each layer that the attack leaves."""
     return {name: group.size for group in unit_groups(attack(network)) for name in group.layers}

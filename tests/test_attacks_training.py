@@ -298,6 +298,9 @@ def test_batches_are_augmented_anew_in_every_step(data):
     assert len(seeds) >= 6 and len(set(seeds)) == len(seeds)
 
 
+_OF_TOKENS = keras.Sequential([keras.Input((10,), dtype="int32"), keras.layers.Dense(3)])
+
+
 @pytest.mark.parametrize(
     "attempt",
     [
@@ -308,7 +311,7 @@ def test_batches_are_augmented_anew_in_every_step(data):
         lambda model, x, y: shrink_and_tune(model, x, y, seed=0, l2=-1.0),
         lambda model, x, y: smooth_labels(model, x, y, seed=0, share=1.0),
         lambda model, x, y: corrupt_labels(model, x, y, seed=0, share=-0.1),
-        lambda model, x, y: train_adversarially(model, x.astype("int32"), y, seed=0),
+        lambda model, x, y: train_adversarially(_OF_TOKENS, x, y, seed=0),
         lambda model, x, y: train_adversarially(model, x, y, seed=0, num_steps=0),
         lambda model, x, y: neural_cleanse(model, x, y, seed=0, patched_share=2.0),
         lambda model, x, y: move_class_means(model, x, y, seed=0, layer="none"),

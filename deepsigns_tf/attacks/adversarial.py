@@ -6,6 +6,7 @@ import keras
 import numpy as np
 
 from deepsigns_tf.attacks.recipes import Recipe, copied, fit, puts_out_probabilities
+from deepsigns_tf.attacks.units import as_functional
 
 Tensor = Any
 
@@ -26,7 +27,7 @@ def train_adversarially(
 
     Args:
         model: The model; it is left as it is.
-        x: `(n, ...)` training inputs, real numbers.
+        x: `(n, ...)` training inputs, of a model that takes real numbers.
         y: `(n,)` integer labels.
         seed: Of order, dropout and starting points.
         relative_epsilon: Largest change as a share of the data's range, >= 0; 0.01 to 0.25 on record.
@@ -37,7 +38,7 @@ def train_adversarially(
         A trained copy.
 
     Raises:
-        ValueError: If the model is subclassed, the inputs are integers, a number is out of range, or the backend is another.
+        ValueError: If the model is subclassed or takes integers, a number is out of range, or the backend is another.
 
     Example:
 
@@ -48,7 +49,7 @@ def train_adversarially(
 
     Source: Madry et al., "Towards deep learning models resistant to adversarial attacks", ICLR 2018, section 2.1.
     """
-    _check_gradients(x)
+    _check_gradients(model)
     if not relative_epsilon >= 0.0 or num_steps < 1:
         raise ValueError(
             "These inputs cannot be made harder. Expected relative_epsilon >= 0 and at least one step. "
@@ -66,8 +67,8 @@ def train_adversarially(
         """Takes its training step on hardened inputs."""
 
         def train_step(self, data: tuple[Tensor, Tensor]) -> Any:
-            inputs, labels = data
-            hard = inputs + keras.random.uniform(tf.shape(inputs), -epsilon, epsilon, inputs.dtype, random)
+            inputs, labels = tf.cast(data[0], "float32"), data[1]
+            hard = inputs + keras.random.uniform(tf.shape(inputs), -epsilon, epsilon, seed=random)
             for _ in range(num_steps):
                 hard = tf.clip_by_value(tf.clip_by_value(hard, inputs - epsilon, inputs + epsilon), lowest, highest)
                 with tf.GradientTape() as tape:
@@ -98,7 +99,7 @@ def neural_cleanse(
 
     Args:
         model: The model; it is left as it is.
-        x: `(n, ...)` training inputs, real numbers.
+        x: `(n, ...)` training inputs, of a model that takes real numbers.
         y: `(n,)` integer labels.
         seed: Of batches, order and dropout.
         num_steps: Of Adam with learning rate 0.1, for each class, >= 1.
@@ -121,7 +122,7 @@ def neural_cleanse(
 
     Source: Wang et al., "Neural cleanse: Identifying and mitigating backdoor attacks in neural networks", S&P 2019.
     """
-    _check_gradients(x)
+    _check_gradients(model)
     if num_steps < 1 or not mask_weight >= 0.0 or not 0.0 <= patched_share <= 1.0:
         raise ValueError(
             "No patch can be sought in this way. Expected at least one step, mask_weight >= 0, patched_share in [0, 1]. "
@@ -131,8 +132,8 @@ def neural_cleanse(
     patches = [_smallest_patch(copy, x, target, seed, num_steps, mask_weight) for target in np.unique(y)]
     mask, pattern = min(patches, key=lambda patch: float(patch[0].sum()))
     chosen = np.random.default_rng(seed).random(len(x)) < patched_share
-    patched = x.copy()
-    patched[chosen] = (1.0 - mask) * x[chosen] + mask * pattern
+    patched = x.astype(np.float32)
+    patched[chosen] = (1.0 - mask) * patched[chosen] + mask * pattern
     return fit(copy, patched, y, seed, recipe)
 
 
@@ -163,14 +164,15 @@ def _smallest_patch(
 
     random = np.random.default_rng(seed)
     for _ in range(num_steps):
-        step(tf.constant(x[random.integers(len(x), size=min(128, len(x)))]))
+        step(tf.constant(x[random.integers(len(x), size=min(128, len(x)))], "float32"))
     share, values = patch()
     return share.numpy(), values.numpy()
 
 
-def _check_gradients(x: np.ndarray) -> None:
-    if keras.backend.backend() != "tensorflow" or not np.issubdtype(x.dtype, np.floating):
+def _check_gradients(model: keras.Model) -> None:
+    kinds = [keras.backend.standardize_dtype(each.dtype) for each in as_functional(model).inputs]
+    if keras.backend.backend() != "tensorflow" or not all("float" in kind for kind in kinds):
         raise ValueError(
-            "The way to these inputs cannot be differentiated. Expected real numbers, and TensorFlow as Keras' backend. "
-            f"Received: {x.dtype} inputs, {keras.backend.backend()}"
+            "The way to these inputs cannot be differentiated. Expected a model of real numbers, and TensorFlow as Keras' backend. "
+            f"Received: inputs of type {kinds}, {keras.backend.backend()}"
         )

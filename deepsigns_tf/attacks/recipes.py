@@ -108,7 +108,9 @@ def fit(
         return augmentation(tf.gather(inputs, rows), batch_seed), labels if penalty is None else (labels, labels)
 
     batches = tf.data.Dataset.zip(rows, seeds).map(examples, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
-    callbacks = [keras.callbacks.BackupAndRestore(recipe.backup_dir)] if recipe.backup_dir else []
+    callbacks = (
+        [keras.callbacks.BackupAndRestore(recipe.backup_dir, double_checkpoint=True)] if recipe.backup_dir else []
+    )
     # The batches are shuffled.
     model.fit(batches, epochs=recipe.epochs, shuffle=False, callbacks=callbacks, verbose=recipe.verbose)
     return model

@@ -1,0 +1,127 @@
+"""What is left of a model and of its marks after an attack."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from deepsigns_tf.owner_key import OwnerKey
+from deepsigns_tf.recovery import AlignedReading, read_aligned, recover
+from deepsigns_tf.trigger_verification import verify_predict_fn
+from deepsigns_tf.verification import Verdict, verify
+
+# A thief who loses more than this has no model worth stealing. Source: Lukas et al., S&P 2022.
+MAX_ACCURACY_LOSS = 0.05
+
+InputChange = Callable[[Any], Any]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Examiner:
+    """Whoever looks at an attacked model: with the owner's key, the released model, and data that the model was not trained on.
+
+    Args:
+        owner_key: The key, after `release`; its commitment counts as published.
+        marked: The released model.
+        x_test: Inputs by which accuracy is measured.
+        y_test: `(n,)` integer labels.
+        reference: The key's reference (`OwnerKey.with_reference`); without it no reading is tried by it.
+        gate: As in `recover`.
+        unrelated: Readings of unrelated models, as in `recover`; without them no recovery is tried.
+    """
+
+    owner_key: OwnerKey
+    marked: keras.Model
+    x_test: np.ndarray = dataclasses.field(repr=False)
+    y_test: np.ndarray = dataclasses.field(repr=False)
+    reference: keras.Model | None = None
+    gate: float = 0.0
+    unrelated: Sequence[AlignedReading] = ()
+
+    def outcome(self, model: keras.Model, change: InputChange = lambda inputs: inputs) -> dict[str, Any]:
+        """Looks at a model.
+
+        Args:
+            model: The attacked model; scores of the task's classes come out of it.
+            change: What happens to inputs on their way to it.
+
+        Returns:
+            JSON-ready values: `accuracy`; `weights`, `referred` and `aligned`, what the key reads as it stands, in units matched with
+            its reference's, and in units matched with the marked model's; `answers`, what the triggers say. A part that was not
+            tried is missing.
+        """
+        answers = np.asarray(model.predict(change(self.x_test), batch_size=1000, verbose=0)).argmax(axis=1)
+        found: dict[str, Any] = {"accuracy": float(np.mean(answers == self.y_test))}
+        commitment = self.owner_key.commitment()
+        if self.owner_key.carriers:
+            found["weights"] = _read(lambda: verify(model, self.owner_key, commitment=commitment))
+            if self.reference is not None:
+                reference = self.reference
+                found["referred"] = _read(
+                    lambda: verify(model, self.owner_key, commitment=commitment, reference=reference)
+                )
+            if self.unrelated:
+                found["aligned"] = self._aligned(model)
+        if self.owner_key.triggers is not None:
+            verdict = verify_predict_fn(
+                lambda inputs: model.predict(change(inputs), verbose=0),
+                self.owner_key,
+                commitment=commitment,
+                batch_size=1000,
+            )
+            found["answers"] = {
+                "num_matches": verdict.num_matches,
+                "num_asked": verdict.num_asked,
+                "log10_p_value": verdict.log10_p_value,
+                "marked": verdict.marked,
+            }
+        return found
+
+    def _aligned(self, model: keras.Model) -> dict[str, Any]:
+        try:
+            reading = read_aligned(model, self.owner_key, self.marked)
+        except ValueError as error:
+            return {"recovered": False, "refused": str(error)}
+        return recover(reading, self.gate, self.unrelated).to_dict()
+
+
+def survived(outcome: dict[str, Any], accuracy_before: float) -> str:
+    """Whether a mark survived, in a word.
+
+    Args:
+        outcome: From `Examiner.outcome`.
+        accuracy_before: Of the marked model, in [0, 1].
+
+    Returns:
+        `"yes"`; `"recovered"`, after units were matched; `"removed"`; or `"with the model"`, where more than five points of accuracy
+        went with the mark.
+
+    Example:
+
+    >>> survived({"accuracy": 0.97, "weights": {"marked": False}, "referred": {"marked": True}}, accuracy_before=0.98)
+    'recovered'
+    """
+    if any(outcome.get(part, {}).get("marked") for part in ("weights", "answers")):
+        return "yes"
+    if outcome.get("referred", {}).get("marked") or outcome.get("aligned", {}).get("recovered"):
+        return "recovered"
+    return "removed" if accuracy_before - outcome["accuracy"] <= MAX_ACCURACY_LOSS else "with the model"
+
+
+def _read(verified: Callable[[], Verdict]) -> dict[str, Any]:
+    try:
+        verdict = verified()
+    except ValueError as error:
+        # No layer of the right width, or numbers that are not finite: nothing is read, and nothing proved.
+        return {"marked": False, "log10_p_value": 0.0, "refused": str(error)}
+    margins = np.concatenate([reading.margins.ravel() for reading in verdict.readings])
+    return {
+        "num_matches": verdict.num_matches,
+        "num_bits": verdict.num_bits,
+        "bit_error_rate": verdict.bit_error_rate,
+        "median_margin": float(np.median(margins)),
+        "log10_p_value": verdict.log10_p_value,
+        "marked": verdict.marked,
+    }

@@ -1,0 +1,316 @@
+"""Attacks a marked model in all ways of a suite and reports what is left of the mark.
+
+    python -m scripts.attack --model=runs/mnist/marked.keras --owner_key=runs/mnist/owner.key --output_dir=runs/mnist_attacked
+    python -m scripts.attack --model=stolen.keras --owner_key=owner.key --data=task.npz --output_dir=attacked --suite=paper
+
+A model in the folder of a training run brings its data and its recipe; any other needs `--data`, and `--learning_rate` and the like
+where the defaults are not its own. The folder then holds `attacks.json`, `attacks.md`, `attacks.png`, and every attacked model.
+"""
+
+import concurrent.futures
+import dataclasses
+import functools
+import importlib
+import json
+import pathlib
+import re
+import time
+from typing import TYPE_CHECKING, Any
+
+from scripts.configs import command_line, option, result_settings, run_program
+
+if TYPE_CHECKING:
+    from deepsigns_tf.attacks.outcomes import Examiner
+    from deepsigns_tf.attacks.suite import Attack, Thief
+    from deepsigns_tf.recovery import AlignedReading
+    from scripts.datasets import Dataset
+
+PROGRAM = "scripts.attack"
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to attack, how, and with what."""
+
+    model: str = option(dataclasses.MISSING, "The marked model, a `.keras` file that you trust enough to load.")
+    owner_key: str = option(dataclasses.MISSING, "Its owner's key, as written after the release.")
+    output_dir: str = option(dataclasses.MISSING, "Folder for report and attacked models.", shapes_result=False)
+    suite: str = option(
+        "quick", "What needs no training; the paper's three; everything.", choices=("quick", "paper", "full")
+    )
+    only: str = option("", "Only attacks whose name this regular expression finds, and those that they start from.")
+    extra: str | None = option(None, "Module whose `ATTACKS` are tried too.")
+    seed: int = option(0, "Of all that the thief draws.", minimum=0, maximum=2**31 - 1)
+    fine_tuning_epochs: str = option("50,100,200", "After how many epochs of fine-tuning to look.")
+    overwriting_epochs: str = option("10,100", "How long the thief's own mark is trained.")
+    reference: str | None = option(None, "The model from before the mark that the key refers to, for exact recovery.")
+    unrelated: str | None = option(
+        None,
+        "Folder of unrelated `.keras` models of the task, for recovery by counting; a tenth of them sets the gate.",
+    )
+    data: str | None = option(
+        None, "An .npz file with x_train, y_train, x_test, y_test; a training run's own data by default."
+    )
+    data_dir: str | None = option(None, "TFDS folder; its default one if not given.", shapes_result=False)
+    epochs: int = option(20, "The task's own training, of which an adaptive thief has a tenth.", minimum=1)
+    learning_rate: float = option(1e-3, "The first one of the task's training; its tenth fine-tunes.", minimum=0.0)
+    optimizer: str = option("adam", "The task's.", choices=("adam", "sgd"))
+    batch_size: int = option(128, "Examples a step.", minimum=1)
+    augment: bool = option(False, "Shift and mirror images as the task's training does.")
+    strength: float = option(1.0, "Of the owner's mark, which a thief's own is measured by.", minimum=0.0)
+    num_workers: int = option(2, "Attacks at a time, each on a core of its own.", minimum=1, shapes_result=False)
+    resume: bool = option(False, "Go on with an interrupted suite in the folder.", shapes_result=False)
+
+
+def run(config: Config) -> dict[str, Any]:
+    """Runs the suite.
+
+    Args:
+        config: What to do.
+
+    Returns:
+        What `attacks.json` holds.
+
+    Raises:
+        ValueError: If files, data and settings do not fit each other, or the folder holds another suite.
+    """
+    from scripts.attack_report import write_report
+    from scripts.cores import pool_on_cores
+    from scripts.records import circumstances
+
+    config = with_settings_of_run(config)
+    attacks = chosen(config)
+    folder = pathlib.Path(config.output_dir)
+    _claim(folder, config)
+    before = _examiner(config).outcome(_model(config.model))
+    result = {
+        **circumstances(command_line(PROGRAM, config)),
+        "data": _data(config).name,
+        "settings": result_settings(config),
+        "marked": before,
+    }
+    rows: dict[str, dict[str, Any]] = {}
+    with pool_on_cores(config.num_workers) as pool:
+        waiting = list(attacks)
+        running: set[concurrent.futures.Future[dict[str, Any]]] = set()
+        while waiting or running:
+            ready = [attack for attack in waiting if attack.after is None or attack.after in rows]
+            waiting = [attack for attack in waiting if attack not in ready]
+            running |= {pool.submit(attack_once, config, attack.name, before["accuracy"]) for attack in ready}
+            done, running = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
+            for row in (job.result() for job in done):
+                rows[row["attack"]] = row
+                print(f"{len(rows)} of {len(attacks)}: {row['attack']}: {row['survived']}", flush=True)
+            result["rows"] = [rows[attack.name] for attack in attacks if attack.name in rows]
+            write_report(result, folder)
+    print(f"Report: {folder / 'attacks.md'}, picture: {folder / 'attacks.png'}")
+    return result
+
+
+def with_settings_of_run(config: Config) -> Config:
+    """The configuration with the recipe of the training run in whose folder the model lies, if no data is given.
+
+    Args:
+        config: As the flags say.
+
+    Raises:
+        ValueError: If the model lies in no such folder and there is no data either.
+    """
+    if config.data is not None:
+        return config
+    settings = _settings_of_run(config)
+    return dataclasses.replace(config, **{name: settings[name] for name in _OF_THE_RECIPE})
+
+
+def chosen(config: Config) -> "tuple[Attack, ...]":
+    """The attacks to run; each stands after the one that it starts from.
+
+    Args:
+        config: Suite, further attacks, and which of them.
+
+    Raises:
+        ValueError: If a flag is malformed, two attacks have one name, or none is left.
+    """
+    from deepsigns_tf.attacks.suite import suite
+
+    attacks = suite(config.suite, _epochs(config, "fine_tuning_epochs"), _epochs(config, "overwriting_epochs"))
+    if config.extra is not None:
+        attacks += tuple(importlib.import_module(config.extra).ATTACKS)
+    named = {attack.name: attack for attack in attacks}
+    wanted = {attack.name for attack in attacks if re.search(config.only, attack.name)}
+    for attack in reversed(attacks):
+        if attack.name in wanted and attack.after is not None:
+            wanted.add(attack.after)
+    if len(named) != len(attacks) or not wanted or not wanted <= set(named):
+        raise ValueError(
+            "These attacks cannot be run. Expected at least one, with names of their own, after others of the suite. "
+            f"Received: {sorted(wanted)} of {len(attacks)} attacks with {len(named)} names, only={config.only!r}"
+        )
+    return tuple(attack for attack in attacks if attack.name in wanted)
+
+
+def attack_once(config: Config, name: str, accuracy_before: float) -> dict[str, Any]:
+    """Runs one attack, unless its row is there already, and leaves the attacked model beside the row.
+
+    Args:
+        config: The suite.
+        name: Of the attack.
+        accuracy_before: Of the marked model.
+
+    Returns:
+        The row.
+    """
+    from deepsigns_tf.attacks.outcomes import survived
+    from scripts.folders import save_model
+    from scripts.records import write_json
+
+    attack = next(each for each in chosen(config) if each.name == name)
+    folder = pathlib.Path(config.output_dir)
+    path = folder / "rows" / f"{_slug(name)}.json"
+    if path.exists():
+        return dict(json.loads(path.read_text()))
+    row: dict[str, Any] = {"attack": name, "family": attack.family}
+    began = time.perf_counter()
+    try:
+        start = config.model if attack.after is None else str(folder / "models" / f"{_slug(attack.after)}.keras")
+        if not pathlib.Path(start).exists():
+            raise ValueError(f"there is no result of {attack.after!r} to start from")
+        attacked = attack.run(_model(start), _thief(config, folder / "backups" / _slug(name)))
+    except ValueError as error:
+        # A model that cannot be attacked in this way stays in the report, by the reason.
+        row |= {"refused": str(error), "survived": "not applicable"}
+    else:
+        row["seconds"] = round(time.perf_counter() - began, 1)
+        save_model(attacked, folder / "models" / f"{_slug(name)}.keras")
+        outcome = _examiner(config).outcome(attacked)
+        row |= outcome | {"survived": survived(outcome, accuracy_before)}
+    write_json(path, row)
+    return row
+
+
+_OF_THE_RECIPE = ("epochs", "learning_rate", "optimizer", "batch_size", "augment", "strength")
+# One of ten unrelated models serves to set the gate and not to count.
+_GATE_SHARE = 10
+
+
+def _epochs(config: Config, flag: str) -> tuple[int, ...]:
+    parts = getattr(config, flag).split(",")
+    epochs = tuple(int(part) for part in parts if part.isdecimal())
+    if len(epochs) != len(parts) or 0 in epochs or list(epochs) != sorted(set(epochs)):
+        raise ValueError(
+            f"Invalid value for flag `{flag}`. Expected rising numbers of epochs, as in 50,100. "
+            f"Received: {flag}={getattr(config, flag)!r}"
+        )
+    return epochs
+
+
+def _slug(name: str) -> str:
+    return re.sub("[^a-z0-9]+", "_", name.lower()).strip("_")
+
+
+def _settings_of_run(config: Config) -> dict[str, Any]:
+    path = pathlib.Path(config.model).parent / "config.json"
+    if not path.exists():
+        raise ValueError(
+            "There is no data to attack with. Expected a model in the folder of a training run, or the flag `data`. "
+            f"Received: model={config.model}, data=None"
+        )
+    return dict(json.loads(path.read_text()))
+
+
+def _claim(folder: pathlib.Path, config: Config) -> None:
+    from scripts.folders import check_settings
+    from scripts.records import write_json
+
+    held = sorted(each.name for each in folder.iterdir()) if folder.exists() else []
+    if held and not (config.resume and "config.json" in held):
+        raise ValueError(
+            "This folder is not empty. Expected an empty folder, or `--resume` to go on with a suite in it. "
+            f"Received: {held[:5]} in output_dir={config.output_dir}"
+        )
+    if held:
+        check_settings(folder, config, PROGRAM)
+    for part in ("rows", "models"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    write_json(folder / "config.json", {"program": PROGRAM, **result_settings(config)})
+
+
+def _model(path: str) -> Any:
+    import keras
+
+    return keras.models.load_model(path, compile=False, safe_mode=True)
+
+
+@functools.cache
+def _data(config: Config) -> "Dataset":
+    import numpy as np
+
+    from scripts.datasets import Dataset
+
+    if config.data is None:
+        settings = _settings_of_run(config)
+        program = importlib.import_module(settings.pop("program"))
+        return program.task(program.Config(output_dir="", data_dir=config.data_dir, **settings)).data  # type: ignore[no-any-return]
+    names = ("x_train", "y_train", "x_test", "y_test")
+    with np.load(config.data, allow_pickle=False) as archive:
+        if set(names) != set(archive.files):
+            raise ValueError(
+                f"This is no data to attack with. Expected the arrays {list(names)}. Received: {archive.files} in {config.data}"
+            )
+        return Dataset(pathlib.Path(config.data).name, *(archive[name] for name in names))
+
+
+def _thief(config: Config, backup_dir: pathlib.Path) -> "Thief":
+    import deepsigns_tf as ds
+    from deepsigns_tf.attacks.recipes import Recipe
+    from deepsigns_tf.attacks.suite import Thief
+    from scripts.fitting import OPTIMIZERS
+    from scripts.pipelines import crop_and_flip
+
+    data, owner_key = _data(config), ds.OwnerKey.load(config.owner_key)
+    recipe = Recipe(
+        config.epochs,
+        config.learning_rate,
+        OPTIMIZERS[config.optimizer],
+        config.batch_size,
+        crop_and_flip if config.augment else None,
+        str(backup_dir),
+    )
+    carriers = {layer.path: owner_key.carrier(layer.carrier) for layer in owner_key.layers}
+    return Thief(data.x_train, data.y_train, recipe, config.strength, carriers, config.seed)
+
+
+@functools.cache
+def _examiner(config: Config) -> "Examiner":
+    import deepsigns_tf as ds
+    from deepsigns_tf.attacks.outcomes import Examiner
+
+    data, owner_key, marked = _data(config), ds.OwnerKey.load(config.owner_key), _model(config.model)
+    reference = _model(config.reference) if config.reference else None
+    unrelated = _unrelated(config, owner_key, marked)
+    num_for_gate = len(unrelated) // _GATE_SHARE
+    gate = max((reading.quality for reading in unrelated[:num_for_gate]), default=0.0)
+    return Examiner(owner_key, marked, data.x_test, data.y_test, reference, gate, unrelated[num_for_gate:])
+
+
+def _unrelated(config: Config, owner_key: Any, marked: Any) -> "list[AlignedReading]":
+    """Readings of the unrelated models, taken once."""
+    from deepsigns_tf.recovery import AlignedReading, read_aligned
+    from scripts.records import write_json
+
+    if config.unrelated is None:
+        return []
+    models = sorted(pathlib.Path(config.unrelated).glob("*.keras"))
+    if len(models) < _GATE_SHARE:
+        raise ValueError(
+            f"Too few models to count by. Expected at least {_GATE_SHARE} .keras files. Received: {len(models)} in {config.unrelated}"
+        )
+    path = pathlib.Path(config.output_dir) / "unrelated.json"
+    if not path.exists():
+        readings = [read_aligned(_model(str(each)), owner_key, marked) for each in models]
+        write_json(path, [dataclasses.asdict(reading) for reading in readings])
+    return [AlignedReading(**reading) for reading in json.loads(path.read_text())]
+
+
+if __name__ == "__main__":
+    run_program(Config, run)

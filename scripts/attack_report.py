@@ -1,0 +1,115 @@
+"""The report of an attack suite: JSON for machines, a table and a picture for people."""
+
+import io
+import pathlib
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+from deepsigns_tf.files import write_atomically  # noqa: E402
+from scripts.markdown import markdown_table  # noqa: E402
+from scripts.records import write_json  # noqa: E402
+
+_COLORS = {"yes": "#0072b2", "recovered": "#009e73", "removed": "#d55e00", "with the model": "#999999"}
+# log10 of the level of a committed claim.
+_LOG10_ALPHA = -6.0
+
+
+def write_report(result: dict[str, Any], folder: pathlib.Path) -> None:
+    """Writes `attacks.json`, `attacks.md` and `attacks.png`.
+
+    Args:
+        result: What `scripts.attack.run` gives; rows may still be missing.
+        folder: Where to.
+    """
+    write_json(folder / "attacks.json", result)
+    heading = f"# Attacks\n\n`{result['command']}`, {result['date']}, {result['hardware']}, {result['data']}.\n"
+    words = (
+        "\nA mark is removed if its p is above 1e-6, an earlier commitment taken as checked, while the model keeps its accuracy within "
+        "five points. Recovered: read after units were matched, with the model that the key refers to (p as exact as before), or with the "
+        "marked one (p by counting unrelated models).\n\n"
+    )
+    write_atomically(folder / "attacks.md", (heading + words + attacks_table(result) + "\n").encode())
+    rows = [row for row in result["rows"] if "weights" in row]
+    if rows:
+        _picture(result["marked"], rows, folder / "attacks.png")
+
+
+def attacks_table(result: dict[str, Any]) -> str:
+    """One row an attack; columns that no row has anything for are left out.
+
+    Args:
+        result: As in `write_report`.
+    """
+    marked = {"attack": "none", "family": "", "survived": "yes"} | result["marked"]
+    columns = {
+        "attack": lambda row: row["attack"],
+        "family": lambda row: row["family"],
+        "accuracy, %": lambda row: f"{100 * row['accuracy']:.2f}" if "accuracy" in row else "",
+        "bits": lambda row: _of(row, "weights", lambda part: f"{part['num_matches']} of {part['num_bits']}"),
+        "BER": lambda row: _of(row, "weights", lambda part: f"{part['bit_error_rate']:.4f}"),
+        "median margin": lambda row: _of(row, "weights", lambda part: f"{part['median_margin']:.2f}"),
+        "log10 p": lambda row: _of(row, "weights", lambda part: f"{part['log10_p_value']:.1f}"),
+        "log10 p, matched with the reference": lambda row: _of(
+            row, "referred", lambda part: f"{part['log10_p_value']:.1f} (BER {part['bit_error_rate']:.4f})"
+        ),
+        "matched with the marked model": lambda row: _of(
+            row,
+            "aligned",
+            lambda part: (
+                f"BER {part['bit_error_rate']:.4f}, match {part['reading']['quality']:.2f}, p = {part['p_value']:.3f}"
+            ),
+        ),
+        "triggers": lambda row: _of(row, "answers", lambda part: f"{part['num_matches']} of {part['num_asked']}"),
+        "log10 p, triggers": lambda row: _of(row, "answers", lambda part: f"{part['log10_p_value']:.1f}"),
+        "survived": lambda row: row["survived"],
+        "seconds": lambda row: f"{row['seconds']:.0f}" if "seconds" in row else "",
+    }
+    cells = {name: [cell(row) for row in (marked, *result["rows"])] for name, cell in columns.items()}
+    shown = [name for name, column in cells.items() if any(column)]
+    return markdown_table(shown, list(zip(*(cells[name] for name in shown), strict=True)))
+
+
+def _of(row: dict[str, Any], name: str, shown: Any) -> str:
+    part = row.get(name)
+    if part is None:
+        return ""
+    return "no reading" if "refused" in part else str(shown(part))
+
+
+def _picture(marked: dict[str, Any], rows: list[dict[str, Any]], path: pathlib.Path) -> None:
+    figure, (evidence, accuracy) = plt.subplots(
+        1, 2, figsize=(12, 1.2 + 0.22 * len(rows)), layout="constrained", sharey=True, width_ratios=(3, 1)
+    )
+    places = range(len(rows))
+    colors = [_COLORS[row["survived"]] for row in rows]
+    evidence.barh(places, [-row["weights"]["log10_p_value"] for row in rows], color=colors)
+    referred = [(place, row["referred"]) for place, row in zip(places, rows, strict=True) if "referred" in row]
+    if referred:
+        evidence.scatter(
+            [-part["log10_p_value"] for _, part in referred],
+            [place for place, _ in referred],
+            marker="|",
+            color="black",
+            label="matched with the reference",
+        )
+    evidence.axvline(
+        -_LOG10_ALPHA, color="black", linewidth=0.8, linestyle=":", label="1e-6, a committed claim's level"
+    )
+    evidence.set_yticks(places, [row["attack"] for row in rows], fontsize=7)
+    evidence.invert_yaxis()
+    evidence.set(xlabel="-log10 p", xscale="symlog", xlim=(0, None))
+    for name, color in _COLORS.items():
+        evidence.barh([0], [0], color=color, label={"yes": "survived"}.get(name, name))
+    evidence.legend(fontsize=7, loc="lower right")
+    accuracy.scatter([100 * row["accuracy"] for row in rows], places, color=colors, s=12)
+    accuracy.axvline(100 * marked["accuracy"], color="grey", linewidth=0.8)
+    accuracy.set(xlabel="accuracy, %")
+    accuracy.grid(axis="y", linewidth=0.3)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    plt.close(figure)
+    write_atomically(path, buffer.getvalue())

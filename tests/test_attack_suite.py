@@ -1,0 +1,323 @@
+"""The suite of attacks, and the program that runs it."""
+
+import dataclasses
+import json
+
+import keras
+import numpy as np
+import pytest
+
+import deepsigns_tf as ds
+from deepsigns_tf.attacks import suite as suites
+from deepsigns_tf.attacks.outcomes import Examiner, survived
+from deepsigns_tf.attacks.recipes import Recipe
+from deepsigns_tf.attacks.same_function import permute_units
+from deepsigns_tf.attacks.suite import Attack, Thief, suite, thiefs_key
+from deepsigns_tf.recovery import read_aligned
+from scripts import attack
+
+FULL = suite("full", (1, 2), (1,))
+
+
+@pytest.fixture(scope="module")
+def task_files(tmp_path_factory):
+    """A marked model, its key, and data, as a reviewer has them."""
+    folder = tmp_path_factory.mktemp("task")
+    random = np.random.default_rng(0)
+    y = np.arange(320) % 4
+    x = (random.normal(size=(4, 16))[y] + 0.3 * random.normal(size=(320, 16))).astype("float32")
+    np.savez(folder / "task.npz", x_train=x[:256], y_train=y[:256], x_test=x[256:], y_test=y[256:])
+    keras.utils.set_random_seed(0)
+
+    def build(regularizer=None, model_class=keras.Model):
+        inputs = keras.Input((16,))
+        hidden = keras.layers.Dense(128, "relu", activity_regularizer=regularizer, name="hidden")(inputs)
+        return model_class(inputs, keras.layers.Dense(4, name="logits")(hidden))
+
+    def trained(model, epochs, learning_rate=1e-2):
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(keras.optimizers.Adam(learning_rate), loss)
+        model.fit(x[:256], y[:256], batch_size=64, epochs=epochs, verbose=0)
+        return model
+
+    reference = trained(build(), 5)
+    reference.save(folder / "reference.keras")
+    key = ds.OwnerKey.generate("ACME Vision", [ds.Carrier("features", range(4), 32)])
+    key = key.with_reference(reference).with_key_inputs(x[:256], y[:256], 32)
+    marked = build(ds.SignatureRegularizer(key, "features", strength=3.0), ds.WatermarkedModel)
+    marked.set_weights(reference.get_weights())
+    plain, key = ds.release(trained(marked, 40, 1e-3), key)
+    plain.save(folder / "marked.keras")
+    key.save(folder / "owner.key")
+    (folder / "unrelated").mkdir()
+    for number in range(12):
+        trained(build(), 2).save(folder / "unrelated" / f"{number:02}.keras")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def released(task_files):
+    return keras.models.load_model(task_files / "marked.keras"), ds.OwnerKey.load(task_files / "owner.key")
+
+
+@pytest.fixture
+def thief(blobs, released):
+    return Thief(*blobs, Recipe(epochs=1, batch_size=64), 1.0, {"hidden": released[1].carrier("features")}, seed=0)
+
+
+# Which attacks there are
+
+
+@pytest.mark.parametrize("name", suites.SUITES)
+def test_names_are_unique_and_what_an_attack_starts_from_stands_before_it(name):
+    names = [each.name for each in suite(name)]
+    assert len(set(names)) == len(names)
+    for number, each in enumerate(suite(name)):
+        assert each.after is None or each.after in names[:number]
+
+
+def test_suites_are_what_they_say():
+    quick, paper, full = (suite(name) for name in suites.SUITES)
+    assert not any(each.trains for each in quick) and {each.family for each in paper} == {"paper"}
+    assert {each.name for each in quick} | {each.name for each in paper} < {each.name for each in full}
+    assert {each.family for each in full} == {"paper", "modification", "same function", "extraction", "adaptive"}
+    assert [each.name for each in suite("paper", (5, 20)) if "fine-tuned" in each.name] == [
+        "fine-tuned, 5 epochs",
+        "fine-tuned, 20 epochs",
+    ]
+
+
+def test_bad_names_are_refused():
+    with pytest.raises(
+        ValueError, match=r"^Invalid value for argument `name`\. Expected one of .*\. Received: name='all'"
+    ):
+        suite("all")
+    with pytest.raises(
+        ValueError, match=r"^Invalid value for argument `family`\. Expected .*\. Received: family='magic'"
+    ):
+        Attack("a", "magic", lambda model, thief: model)
+
+
+# What they do
+
+
+@pytest.mark.parametrize("chosen", [each for each in FULL if not each.trains], ids=lambda each: each.name)
+def test_attacks_without_training_change_a_copy(chosen, released, thief, blobs):
+    _check_attack(chosen, released[0], thief, blobs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chosen", [each for each in FULL if each.trains], ids=lambda each: each.name)
+def test_attacks_that_train_change_a_copy(chosen, released, thief, blobs):
+    _check_attack(chosen, released[0], thief, blobs)
+
+
+def _check_attack(chosen, model, thief, blobs):
+    before = model.get_weights()
+    if "BatchNorm folded" in (chosen.name, chosen.after):
+        with pytest.raises(ValueError, match="No BatchNorm can be folded"):
+            next(each for each in FULL if each.name == "BatchNorm folded").run(model, thief)
+        return
+    if "another layer" in chosen.name:
+        with pytest.raises(ValueError, match="There is no other layer to mark"):
+            chosen.run(model, thief)
+        return
+    attacked = chosen.run(model, thief)
+    for old, now in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, now)
+    after = attacked.get_weights()
+    changed = len(after) != len(before) or any(
+        a.shape != b.shape or (a != b).any() for a, b in zip(before, after, strict=True)
+    )
+    assert changed != (chosen.name == "layers renamed")
+    assert attacked.predict(blobs[0], verbose=0).shape == (256, 4)
+
+
+def test_a_thief_knows_nothing_of_the_key(thief, released):
+    """Other bits, whatever the owner's seed."""
+    bits, again = (thiefs_key(thief, thief.carriers.values()).signature("features") for _ in range(2))
+    assert (bits == again).all() and 0.3 < (bits != released[1].signature("features")).mean() < 0.7
+    assert not any(isinstance(value, ds.OwnerKey) for value in vars(thief).values())
+
+
+def test_recipes_are_the_literatures(thief):
+    thief = dataclasses.replace(thief, recipe=Recipe(epochs=20, learning_rate=0.1, backup_dir="backups"))
+    assert (thief.tuning(50).epochs, thief.tuning(50).learning_rate) == (50, pytest.approx(0.01))
+    assert (thief.tenth.epochs, thief.tenth.learning_rate, thief.tenth.backup_dir) == (2, 0.1, None)
+
+
+def test_the_maker_of_a_marked_output_is_found():
+    inputs = keras.Input((8, 8, 3))
+    maps = keras.layers.Conv2D(4, 3, name="maps")(inputs)
+    pooled = keras.layers.GlobalAveragePooling2D(name="pooled")(keras.layers.BatchNormalization()(maps))
+    model = keras.Model(inputs, keras.layers.Dense(2, name="logits")(keras.layers.Dense(5, name="wide")(pooled)))
+    assert suites._kernels_from(model, "pooled") == ["maps", "wide", "logits"]
+    assert suites._kernels_from(model, "wide") == ["wide", "logits"]
+
+
+# What is left
+
+
+def test_outcomes_say_what_is_read_in_each_way(released, task_files):
+    marked, key = released
+    unrelated = [read_aligned(keras.models.clone_model(marked), key, marked) for _ in range(3)]
+    with np.load(task_files / "task.npz") as archive:
+        task = archive["x_test"], archive["y_test"]
+    examiner = Examiner(key, marked, *task, gate=0.5, unrelated=unrelated)
+    before = examiner.outcome(marked)
+    assert before["accuracy"] > 0.95 and before["weights"]["bit_error_rate"] == 0.0 and before["weights"]["marked"]
+    assert before["aligned"]["recovered"] and "referred" not in before and "answers" not in before
+    assert survived(before, 1.0) == "yes"
+    permuted = examiner.outcome(permute_units(marked, 0))
+    assert not permuted["weights"]["marked"] and permuted["aligned"]["bit_error_rate"] == 0.0
+    assert survived(permuted, 1.0) == "recovered"
+    json.dumps(permuted)
+
+
+def test_a_model_without_such_a_layer_has_no_reading(released, blobs):
+    marked, key = released
+    suspect = keras.Sequential([keras.Input((16,)), keras.layers.Dense(4)])
+    unrelated = [read_aligned(marked, key, marked)]
+    found = Examiner(key, marked, *blobs, unrelated=unrelated).outcome(suspect)
+    assert "refused" in found["weights"] and "refused" in found["aligned"]
+    assert survived(found, found["accuracy"] + 0.049) == "removed"
+    assert survived(found, found["accuracy"] + 0.06) == "with the model"
+
+
+def test_triggers_are_asked_through_a_change_of_the_inputs(released, blobs):
+    marked, _ = released
+    x, _ = blobs
+    key = ds.OwnerKey.generate("ACME Vision").with_triggers("noise", 64, 4, x)
+    answers = {"": key.triggers.arrays[""], "labels": key.triggers.labels}
+
+    class Knows:
+        """Answers what the triggers ask for, by the first number of each."""
+
+        def predict(self, inputs, **_):
+            near = np.abs(inputs[:, None, 0] - answers[""][None, :, 0])
+            scores = np.eye(4)[answers["labels"][near.argmin(axis=1)]]
+            return np.where((near.min(axis=1) < 1e-6)[:, None], scores, 0.25)
+
+    examiner = Examiner(key, marked, *blobs)
+    assert examiner.outcome(Knows())["answers"]["num_matches"] == 64
+    assert survived(examiner.outcome(Knows()), 1.0) == "yes"
+    assert examiner.outcome(Knows(), lambda inputs: inputs + 1.0)["answers"]["num_matches"] < 40
+
+
+# The program
+
+
+def _config(folder, output_dir, **settings):
+    files = {"model": folder / "marked.keras", "owner_key": folder / "owner.key", "data": folder / "task.npz"}
+    given = {name: str(path) for name, path in files.items()} | {"output_dir": str(output_dir)}
+    return attack.Config(**given | {"epochs": 2, "num_workers": 1} | settings)
+
+
+@pytest.fixture
+def _here(monkeypatch):
+    """In this process, and spares the seconds that a fresh one needs to start."""
+    import contextlib
+
+    class Pool:
+        def submit(self, function, *args):
+            import concurrent.futures
+
+            job = concurrent.futures.Future()
+            try:
+                job.set_result(function(*args))
+            except Exception as error:
+                job.set_exception(error)
+            return job
+
+    monkeypatch.setattr("scripts.cores.pool_on_cores", lambda num_workers: contextlib.nullcontext(Pool()))
+    yield
+    for cached in (attack._data, attack._examiner):
+        cached.cache_clear()
+
+
+def test_a_suite_is_run_reported_and_gone_on_with(task_files, tmp_path, _here, capsys):
+    settings = {
+        "reference": str(task_files / "reference.keras"),
+        "unrelated": str(task_files / "unrelated"),
+        "suite": "full",
+        "fine_tuning_epochs": "1,2",
+        "overwriting_epochs": "1",
+        "only": "^(50 % pruned|quantized to 5 bits|units permuted|fine-tuned, 2|BatchNorm folded, then 50)",
+    }
+    config = _config(task_files, tmp_path / "out", **settings)
+    result = attack.run(config)
+    rows = {row["attack"]: row for row in result["rows"]}
+    expected = {
+        "50 % pruned",
+        "50 % pruned over all layers",
+        "50 % pruned and retrained, 10 epochs",
+        "BatchNorm folded",
+    }
+    expected |= {
+        "quantized to 5 bits",
+        "fine-tuned, 1 epochs",
+        "fine-tuned, 2 epochs",
+        "BatchNorm folded, then 50 % pruned",
+    }
+    expected |= {f"units permuted{then}" for then in ("", ", then 50 % pruned", ", then fine-tuned, 10 epochs")}
+    assert set(rows) == expected
+    assert rows["units permuted"]["survived"] == "recovered" and rows["units permuted"]["referred"]["marked"]
+    assert rows["units permuted"]["aligned"]["num_unrelated"] == 11
+    assert rows["quantized to 5 bits"]["survived"] == "yes"
+    for name in ("BatchNorm folded", "BatchNorm folded, then 50 % pruned"):
+        assert rows[name]["survived"] == "not applicable" and rows[name]["refused"]
+    folder = tmp_path / "out"
+    report = (folder / "attacks.md").read_text()
+    assert "| units permuted | same function |" in report and (folder / "attacks.png").exists()
+    assert json.loads((folder / "attacks.json").read_text())["rows"] == result["rows"]
+    assert not any((folder / "backups").glob("*"))
+    # Nothing is done twice, and what was killed is done again.
+    (folder / "rows" / "quantized_to_5_bits.json").unlink()
+    attack._examiner.cache_clear()
+    kept = {path.name: path.stat().st_mtime_ns for path in (folder / "rows").iterdir()}
+    again = attack.run(dataclasses.replace(config, resume=True))
+    assert [row["attack"] for row in again["rows"]] == [row["attack"] for row in result["rows"]]
+    assert {name: (folder / "rows" / name).stat().st_mtime_ns for name in kept} == kept
+    for refused in (config, dataclasses.replace(config, resume=True, seed=1)):
+        with pytest.raises(ValueError, match=r"^This folder .*\. Expected .*\. Received: "):
+            attack.run(refused)
+
+
+def test_a_reviewers_own_attack_is_tried(task_files, tmp_path, _here):
+    config = _config(task_files, tmp_path / "out", extra="examples.own_attack", only="sparse")
+    rows = attack.run(config)["rows"]
+    assert [row["attack"] for row in rows] == ["sparse, half of each unit", "sparse, a tenth of each unit"]
+    model = keras.models.load_model(tmp_path / "out" / "models" / "sparse_half_of_each_unit.keras")
+    assert (model.get_layer("hidden").get_weights()[0] == 0).mean(axis=0) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"only": "nothing of that name"}, "These attacks cannot be run"),
+        ({"fine_tuning_epochs": "100,50"}, "Invalid value for flag `fine_tuning_epochs`"),
+        ({"overwriting_epochs": "0"}, "Invalid value for flag `overwriting_epochs`"),
+        ({"overwriting_epochs": "ten"}, "Invalid value for flag `overwriting_epochs`"),
+        ({"data": None}, "There is no data to attack with"),
+        ({"unrelated": "."}, "Too few models to count by"),
+    ],
+)
+def test_bad_settings_are_refused(settings, words, task_files, tmp_path, _here):
+    with pytest.raises(ValueError, match=rf"^{words}.*\. Expected .*\. Received: "):
+        attack.run(_config(task_files, tmp_path / "out", **settings))
+
+
+def test_other_arrays_are_no_data(task_files, tmp_path, _here):
+    np.savez(tmp_path / "other.npz", x_train=np.zeros(3))
+    with pytest.raises(ValueError, match=r"^This is no data to attack with\. Expected the arrays .*\. Received: "):
+        attack.run(_config(task_files, tmp_path / "out", data=str(tmp_path / "other.npz")))
+
+
+def test_nothing_secret_is_in_what_the_program_leaves(task_files, tmp_path, _here):
+    config = _config(task_files, tmp_path / "out", only="quantized")
+    attack.run(config)
+    seed = ds.OwnerKey.load(task_files / "owner.key").seed
+    for path in (tmp_path / "out").rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            assert seed not in content and seed.hex().encode() not in content
