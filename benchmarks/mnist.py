@@ -36,6 +36,28 @@ NETWORK = Network(
         "strength": Study(
             range(100, 102), tuple({"strength": each, "holdout": 5000} for each in (0.3, 1.0, 3.0, 10.0))
         ),
+        # What keeps a mark readable that is overwritten by the same method, on held-out training examples.
+        "defences": Study(
+            range(100, 101),
+            tuple(
+                each | {"holdout": 5000}
+                for each in (
+                    {},
+                    {"strength": 3.0},
+                    {"strength": 10.0},
+                    {"carriers": "features:32"},
+                    {"carriers": "features:128"},
+                    {"carriers": "hidden:64"},
+                    {"carriers": "features:32,hidden:32"},
+                    {"carriers": "features:64", "num_classes": 5},
+                    {"centres": "learned"},
+                    {"projection": "gaussian"},
+                    {"unmarked_epochs": 5},
+                )
+            ),
+            suite={"suite": "paper", "only": "^overwritten, [13] x"},
+            twins_of="defences",
+        ),
         # Triggers alone, and beside the mark in the layers; overwritten with the owner's own effort.
         "triggers": Study(
             range(5),

@@ -10,6 +10,7 @@ import importlib
 import json
 import pathlib
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.attacks import Attacks, attacked
@@ -25,6 +26,7 @@ class Study:
         seeds: Fixed before any of them was run.
         settings: What differs from the program's defaults; a run for each and every seed.
         attacks: What the released models go through; nothing by default.
+        suite: Flags of `scripts.attack`, for the suite that they go through beside that; none by default.
         twins_of: Name of the study, this one or another, whose first setting differs from these in the mark alone: its runs have the
             unmarked twins for all of the same seed. Each run has its own by default.
     """
@@ -32,6 +34,7 @@ class Study:
     seeds: range
     settings: tuple[dict[str, Any], ...] = ({},)
     attacks: Attacks | None = None
+    suite: Mapping[str, Any] | None = None
     twins_of: str | None = None
 
 
@@ -152,7 +155,30 @@ def _run(network: Network, config: Config, number: int, seed: int) -> dict[str, 
         for part in attacked(row, program, settings, study.attacks):
             row |= part
             write_json(path, row)
+    if study.suite is not None and "suite" not in row:
+        row["suite"] = _suite(folder, config.data_dir, study.suite)
+        write_json(path, row)
     return row
+
+
+def _suite(folder: pathlib.Path, data_dir: str | None, flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The marked model as it stands, and a row for each attack."""
+    from scripts import attack
+
+    reference = folder / "reference.keras"
+    result = attack.run(
+        attack.Config(
+            model=str(folder / "marked.keras"),
+            owner_key=str(folder / "owner.key"),
+            output_dir=str(folder / "attacked"),
+            data_dir=data_dir,
+            reference=str(reference) if reference.exists() else None,
+            num_workers=1,
+            resume=True,
+            **flags,
+        )
+    )
+    return {"marked": result["marked"], "rows": result["rows"]}
 
 
 def _check_twins(network: Network, config: Config) -> None:

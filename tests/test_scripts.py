@@ -23,6 +23,7 @@ import pytest
 
 import deepsigns_tf as ds
 from deepsigns_tf.files import write_atomically
+from deepsigns_tf.owner_key import CarrierLayer
 from tests.finished_runs import FILES, verified_here
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
@@ -315,6 +316,8 @@ def test_models_of_unknown_origin_are_no_run_to_go_on_with(train, finished, quic
         ({"carriers": "features:32,features:32"}, "Invalid value for argument `carriers`. "),
         ({"num_classes": 11}, "Class 10 has too few examples to choose key inputs from. "),
         ({"augment": True}, "Only images can be shifted and mirrored. "),
+        ({"epochs": 5, "unmarked_epochs": 5}, "There is no epoch left to mark in. "),
+        ({"unmarked_epochs": 1, "fine_tune_epochs": 1}, "There is no epoch left to mark in. "),
     ],
 )
 def test_bad_settings_are_told_before_anything_is_written_or_trained(train, quick, begun, tmp_path, changes, told):
@@ -669,11 +672,58 @@ def test_a_trained_model_is_marked_by_fine_tuning(train, quick, begun, tmp_path)
     result = train.run(config)
     assert begun == [("unmarked", 0), ("marked", 0), ("marked", 1)]
     assert result["verdict"]["marked"]
+    assert (tmp_path / "reference.keras").exists() and ds.OwnerKey.load(tmp_path / "owner.key").reference
     # It starts from the trained weights, not from scratch.
     first = [float(read_rows(tmp_path / f"{name}.csv")[0]["accuracy"]) for name in ("marked", "unmarked")]
     assert first[0] > first[1]
     (carrier,) = ds.OwnerKey.load(tmp_path / "owner.key").carriers
     assert carrier.projection == "gaussian"
+
+
+def test_marking_begins_after_some_epochs_and_the_key_refers_to_the_network_of_that_moment(
+    train, quick, begun, tmp_path
+):
+    from deepsigns_tf.alignment import weights_digest
+    from deepsigns_tf.attacks.same_function import permute_units
+
+    config = train.Config(str(tmp_path), dataset="mnist5k", epochs=5, unmarked_epochs=2, strength=3.0)
+    begun.stop = {("reference", 1), ("marked", 3)}
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            train.run(config)
+        config = dataclasses.replace(config, resume=True)
+    result = train.run(config)
+    assert [each for each in begun if each[0] != "unmarked"] == [
+        ("reference", 0),
+        ("reference", 1),
+        ("reference", 1),
+        *(("marked", epoch) for epoch in (2, 3, 3, 4)),
+    ]
+    assert {path.name for path in tmp_path.iterdir()} == FILES | {"reference.keras", "reference.csv"}
+    key, marked, reference = (
+        ds.OwnerKey.load(tmp_path / "owner.key"),
+        *(keras.models.load_model(tmp_path / f"{name}.keras") for name in ("marked", "reference")),
+    )
+    assert key.reference == weights_digest(reference) and result["verdict"]["marked"]
+    assert (tmp_path / "commitment.txt").read_text().strip() == key.commitment() == result["commitment"]
+    seconds = [float(row["seconds"]) for name in ("reference", "marked") for row in read_rows(tmp_path / f"{name}.csv")]
+    assert len(seconds) == 5 and result["training_seconds"]["marked"] == pytest.approx(sum(seconds), abs=0.06)
+    copy = permute_units(marked, seed=0)
+    found = [ds.verify(copy, key, reference=each).log10_p_value for each in (None, reference)]
+    assert found[0] > -3 and found[1] < -19
+
+
+def test_a_schedule_that_takes_over_goes_on_where_the_other_stood(train, digits):
+    from scripts.fitting import cosine_schedule
+
+    config = train.Config("", epochs=10, warmup_epochs=2)
+    whole, later = (cosine_schedule(config, digits, 10, 0.1, first_epoch) for first_epoch in (0, 4))
+    steps_per_epoch = len(digits.x_train) // config.batch_size
+    rates = [
+        [float(schedule(step)) for step in (first, first + 50)]
+        for schedule, first in ((whole, 4 * steps_per_epoch), (later, 0))
+    ]
+    assert rates[0] == pytest.approx(rates[1]) and rates[0][0] > rates[0][1] > 0
 
 
 # The four programs
@@ -843,6 +893,17 @@ def test_a_marked_file_exits_with_0_and_writes_its_verdict(finished, tmp_path):
     assert report["marked"] and report["committed"] and report["log10_alpha"] == -6.0
     # The same reading as without the commitment, by another process.
     assert report["readings"] == finished.result["verdict"]["readings"]
+
+
+def test_a_disguised_file_is_read_by_the_reference(tmp_path):
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(128, name="hidden")])
+    model.save(tmp_path / "model.keras")
+    key = ds.OwnerKey.generate("ACME Vision", [ds.Carrier("features", [0, 1], 32)]).with_reference(model)
+    key = key.with_key_inputs(np.random.default_rng(0).random((64, 8)), np.arange(64) % 2, 32)
+    key.with_layers([CarrierLayer("features", "hidden", 128)]).save(tmp_path / "owner.key")
+    files = [f"--model={tmp_path / 'model.keras'}", f"--owner_key={tmp_path / 'owner.key'}"]
+    process = run_program("scripts.verify", *files, f"--reference={tmp_path / 'model.keras'}")
+    assert process.returncode == 1 and "units were matched with those of a model" in process.stdout
 
 
 def test_an_unmarked_file_exits_with_1(finished):

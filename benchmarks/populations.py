@@ -1,0 +1,109 @@
+"""Many small MNIST networks of one kind, marked or not: whom a detector must tell apart, and whom a suspect is compared with.
+
+    python -m benchmarks.populations --kind=unmarked --num_models=280     # runs/populations/unmarked/000.keras ...
+
+Each is the default program's network, trained for a few epochs with a seed and a key of its own.
+"""
+
+import concurrent.futures
+import dataclasses
+import functools
+import hashlib
+import pathlib
+from typing import Any
+
+from scripts.configs import option, run_program
+from scripts.cores import pool_on_cores
+
+# What differs from the program's defaults. None: no mark at all.
+KINDS: dict[str, dict[str, Any] | None] = {
+    "unmarked": None,
+    "default": {},
+    "strength 0.3": {"strength": 0.3},
+    "strength 3": {"strength": 3.0},
+    "strength 100": {"strength": 100.0},
+    "learned centres": {"centres": "learned"},
+    "2 classes": {"num_classes": 2},
+    "two layers": {"carriers": "features:32,hidden:32"},
+}
+# Seeds of the kinds are apart, and from those of all results.
+_FIRST_SEED, _SEEDS_OF_A_KIND = 100_000, 1_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Which models to train."""
+
+    kind: str = option("unmarked", "How they are marked.", choices=tuple(KINDS))
+    num_models: int = option(60, "How many.", minimum=1, maximum=_SEEDS_OF_A_KIND)
+    epochs: int = option(5, "Passes over the training set for each.", minimum=1)
+    data_dir: str | None = option(None, "TFDS folder; its default one if not given.", shapes_result=False)
+    runs_dir: str = option("runs", "Folder for the models.", shapes_result=False)
+    num_workers: int = option(2, "Models at a time, each on a core of its own.", minimum=1, shapes_result=False)
+
+
+def folder_of(runs_dir: str, kind: str) -> pathlib.Path:
+    """Where the models of a kind lie.
+
+    Args:
+        runs_dir: Folder of all runs.
+        kind: One of `KINDS`.
+    """
+    return pathlib.Path(runs_dir) / "populations" / kind.replace(" ", "_")
+
+
+def run(config: Config) -> list[pathlib.Path]:
+    """Trains what is missing.
+
+    Args:
+        config: Which models.
+
+    Returns:
+        Their files.
+    """
+    from tqdm import tqdm
+
+    folder = folder_of(config.runs_dir, config.kind)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{number:03}.keras" for number in range(config.num_models)]
+    missing = [number for number, path in enumerate(paths) if not path.exists()]
+    with pool_on_cores(config.num_workers) as pool:
+        jobs = [pool.submit(_train, config, number) for number in missing]
+        for job in tqdm(concurrent.futures.as_completed(jobs), total=len(jobs), desc=config.kind):
+            job.result()
+    return paths
+
+
+@functools.cache
+def _task(data_dir: str | None) -> Any:
+    from scripts import train_mnist_mlp as program
+
+    return program.task(program.Config(output_dir="", data_dir=data_dir))
+
+
+def _train(config: Config, number: int) -> None:
+    import deepsigns_tf as ds
+    from scripts import train_mnist_mlp as program
+    from scripts.fitting import batches_of, compile_classifier, cosine_schedule, fresh_start, plain_copy
+    from scripts.folders import save_model
+    from scripts.marking import carriers, marked_model
+
+    mark = KINDS[config.kind]
+    seed = _FIRST_SEED + _SEEDS_OF_A_KIND * list(KINDS).index(config.kind) + number
+    settings = program.Config(output_dir="", epochs=config.epochs, seed=seed, **(mark or {}))
+    task = _task(config.data_dir)
+    with fresh_start(settings):
+        if mark is None:
+            model = task.build()
+        else:
+            key_seed = hashlib.sha256(f"population {config.kind} {number}".encode()).digest()
+            marks = tuple(carriers(settings, task.carrier_layers))
+            model = marked_model(settings, task, ds.OwnerKey("population", marks, ds.DecisionRule(), key_seed))
+    compile_classifier(model, cosine_schedule(settings, task.data, config.epochs, settings.learning_rate), settings)
+    batches, steps_per_epoch = batches_of(settings, task.data, range(config.epochs))()
+    model.fit(batches, epochs=config.epochs, steps_per_epoch=steps_per_epoch, shuffle=False, verbose=0)
+    save_model(plain_copy(model, settings, task), folder_of(config.runs_dir, config.kind) / f"{number:03}.keras")
+
+
+if __name__ == "__main__":
+    run_program(Config, run)

@@ -1,0 +1,82 @@
+"""Networks of several kinds, and what can be seen of their marks without a key."""
+
+import keras
+import numpy as np
+import pytest
+
+from benchmarks import detector, populations
+
+
+@pytest.fixture
+def small_task(monkeypatch):
+    """Made-up digits, and in this process."""
+    import concurrent.futures
+
+    from scripts import train_mnist_mlp as program
+
+    task = program.task(program.Config("", dataset="synthetic"))
+    monkeypatch.setattr(populations, "_task", lambda data_dir: task)
+    monkeypatch.setattr(populations, "pool_on_cores", lambda num_workers: concurrent.futures.ThreadPoolExecutor(1))
+
+
+def test_networks_of_a_kind_are_trained_once_each_with_a_seed_of_its_own(small_task, tmp_path):
+    config = populations.Config(kind="default", num_models=2, epochs=1, runs_dir=str(tmp_path))
+    paths = populations.run(config)
+    assert paths == [populations.folder_of(str(tmp_path), "default") / f"00{number}.keras" for number in (0, 1)]
+    kernels = [keras.models.load_model(path).get_layer("features").get_weights()[0] for path in paths]
+    assert abs(np.corrcoef(kernels[0].ravel(), kernels[1].ravel())[0, 1]) < 0.1
+    written = [path.stat().st_mtime_ns for path in paths]
+    paths[1].unlink()
+    assert populations.run(config) == paths and paths[0].stat().st_mtime_ns == written[0]
+    # The same one again.
+    np.testing.assert_allclose(
+        keras.models.load_model(paths[1]).get_layer("features").get_weights()[0], kernels[1], atol=1e-5
+    )
+
+
+def test_kinds_differ_in_their_marks(small_task, tmp_path):
+    """Unmarked networks have no common direction with the key of a marked one."""
+    import hashlib
+
+    import deepsigns_tf as ds
+
+    rates = {}
+    for kind in ("unmarked", "strength 100"):
+        (path,) = populations.run(populations.Config(kind=kind, num_models=1, epochs=2, runs_dir=str(tmp_path)))
+        seed = hashlib.sha256(b"population strength 100 0").digest()
+        key = ds.OwnerKey("population", (ds.Carrier("features", range(10), 64),), ds.DecisionRule(), seed)
+        data = populations._task(None).data
+        key = key.with_key_inputs(data.x_train, data.y_train, 4)
+        key = key.with_layers([ds.owner_key.CarrierLayer("features", "features", 512)])
+        rates[kind] = ds.verify(keras.models.load_model(path), key).bit_error_rate
+    assert rates["strength 100"] < 0.1 and rates["unmarked"] > 0.35
+
+
+def test_a_description_is_of_the_network_and_not_of_its_units_order():
+    from deepsigns_tf.attacks.same_function import permute_units
+
+    keras.utils.set_random_seed(0)
+    random = np.random.default_rng(0)
+    x, y = random.random((200, 12), "float32"), np.arange(200) % 4
+    model = keras.Sequential([keras.Input((12,)), keras.layers.Dense(16, "relu"), keras.layers.Dense(4)])
+    model = keras.Model(model.inputs, model.outputs)
+    described = detector.description(model, x, y)
+    assert np.isfinite(described).all() and described.ndim == 1
+    np.testing.assert_allclose(detector.description(permute_units(model, 0), x, y), described, rtol=1e-3, atol=1e-4)
+
+
+def test_the_area_under_the_curve_is_a_half_for_twins_and_one_for_strangers():
+    random = np.random.default_rng(0)
+    same = detector.detectability(random.normal(size=(60, 5)), random.normal(size=(60, 5)), 200)
+    apart = detector.detectability(random.normal(size=(60, 5)) + 3.0, random.normal(size=(60, 5)), 200)
+    for name in ("logistic regression", "random forest"):
+        low, high = same[name]["interval"]
+        assert low < 0.5 < high and low < same[name]["auc"] < high
+        assert apart[name]["auc"] > 0.98
+
+
+def test_missing_networks_are_told(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"^There are too few networks of the kind 'unmarked'\. Expected 60, .* Received: 0"
+    ):
+        detector.run(detector.Config(runs_dir=str(tmp_path), results_dir=str(tmp_path)))
