@@ -8,12 +8,6 @@ import scipy.stats
 Result = dict[str, Any]
 
 
-def markdown(header: list[str], rows: list[list[Any]]) -> str:
-    """A table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
-
-
 def circumstances(*results: Result) -> str:
     """Where the numbers come from; one sentence for all commands that were run under the same circumstances."""
     commands: dict[str, list[str]] = {}

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 
 from benchmarks.attacks import OF_TRIGGERS, Attacks
-from benchmarks.studies import Config, Network, Study, run, search
+from benchmarks.studies import Config, Network, Study, families, run, search, triggers
 from scripts.configs import run_program
 
 # Of the training images the last 5,000 judge.
@@ -36,23 +36,9 @@ NETWORK = Network(
             tuple({"carriers": f"features:{bits}", "epochs": 10} for bits in (64, 7, 13, 26, 128, 205, 410, 500)),
             twins_of="capacity",
         ),
-        # Triggers alone, and beside the mark in the layers; overwritten with the owner's own effort.
-        "triggers": Study(
-            range(3),
-            ({"num_triggers": 100, "carriers": ""}, {"num_triggers": 100}),
-            dataclasses.replace(OF_TRIGGERS, fine_tuning_epochs=50, overwriting_epochs=20),
-            twins_of="default",
-        ),
-        # Which kind of trigger is held best, on held-out training examples.
-        "families": Study(
-            range(100, 101),
-            tuple(
-                {"num_triggers": 100, "carriers": "", "trigger_family": family, "holdout": 5000}
-                for family in ("noise", "blends", "low_density")
-            ),
-            OF_TRIGGERS,
-            twins_of="families",
-        ),
+        # Overwritten with the owner's own effort.
+        "triggers": triggers(range(3), dataclasses.replace(OF_TRIGGERS, fine_tuning_epochs=50, overwriting_epochs=20)),
+        "families": families(("noise", "blends", "low_density"), 5000, OF_TRIGGERS),
     },
 )
 

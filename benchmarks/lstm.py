@@ -7,7 +7,7 @@ import dataclasses
 import functools
 
 from benchmarks.attacks import OF_TRIGGERS, Attacks
-from benchmarks.studies import Config, Network, Study, run, search
+from benchmarks.studies import Config, Network, Study, families, run, search, triggers
 from scripts.configs import run_program
 
 # Of the training reviews the last 2,500 judge.
@@ -29,23 +29,12 @@ NETWORK = Network(
             {"strength": 0.3, "carriers": "features:200"},
             {"strength": 0.3, "carriers": "features:32", "subclasses": 4, "num_classes": 8},
         ),
-        # Triggers alone, and beside the mark in the layers; overwritten with the owner's own effort.
-        "triggers": Study(
+        # Overwritten with the owner's own effort.
+        "triggers": triggers(
             range(3),
-            ({"num_triggers": 100, "carriers": ""}, {"num_triggers": 100}),
             dataclasses.replace(OF_TRIGGERS, fine_tuning_epochs=10, overwriting_epochs=2, changes_inputs=False),
-            twins_of="default",
         ),
-        # Which kind of trigger is held best, on held-out training examples.
-        "families": Study(
-            range(100, 101),
-            tuple(
-                {"num_triggers": 100, "carriers": "", "trigger_family": family, "holdout": 2500}
-                for family in ("tokens", "noise")
-            ),
-            dataclasses.replace(OF_TRIGGERS, changes_inputs=False),
-            twins_of="families",
-        ),
+        "families": families(("tokens", "noise"), 2500, dataclasses.replace(OF_TRIGGERS, changes_inputs=False)),
     },
 )
 

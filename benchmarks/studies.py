@@ -10,7 +10,7 @@ import importlib
 import json
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.attacks import Attacks, attacked
@@ -46,6 +46,29 @@ def search(shared: dict[str, Any], *settings: dict[str, Any]) -> Study:
         settings: What they differ in, the mark alone.
     """
     return Study(range(100, 101), tuple(each | shared for each in settings), twins_of="search")
+
+
+def triggers(seeds: range, attacks: Attacks) -> Study:
+    """The study "triggers": alone, and beside the mark in the layers.
+
+    Args:
+        seeds: As of the study "default", which has the twins.
+        attacks: What the released models go through.
+    """
+    return Study(seeds, ({"num_triggers": 100, "carriers": ""}, {"num_triggers": 100}), attacks, twins_of="default")
+
+
+def families(names: Sequence[str], holdout: int, attacks: Attacks) -> Study:
+    """The study "families": which kind of trigger is held best, on held-out training examples.
+
+    Args:
+        names: Of the kinds.
+        holdout: How many examples judge.
+        attacks: What the released models go through.
+    """
+    shared = {"num_triggers": 100, "carriers": "", "holdout": holdout}
+    settings = tuple(shared | {"trigger_family": name} for name in names)
+    return Study(range(100, 101), settings, attacks, twins_of="families")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,10 +12,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from benchmarks.cells import Result, accuracies, accuracy_cell, circumstances, difference, interval, markdown
+from benchmarks.cells import Result, accuracies, accuracy_cell, circumstances, difference, interval
 from benchmarks.pictures import PICTURES
 from deepsigns_tf.files import write_atomically
 from deepsigns_tf.statistics import allowed_errors
+from scripts.markdown import markdown_table
 
 _ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = _ROOT / "results"
@@ -55,7 +56,7 @@ def summary_table(results: dict[str, Result]) -> str:
         "log10 p, worst seed",
         "paper: unmarked / marked, %",
     ]
-    return markdown(header, rows)
+    return markdown_table(header, rows)
 
 
 def accuracy_table(results: dict[str, Result], study: str) -> str:
@@ -98,7 +99,7 @@ def accuracy_table(results: dict[str, Result], study: str) -> str:
         "unmarked twin",
         "wrong key",
     ]
-    return markdown(header, rows) + f"\n\n{sentence}{circumstances(result)}"
+    return markdown_table(header, rows) + f"\n\n{sentence}{circumstances(result)}"
 
 
 def overhead_table(results: dict[str, Result], study: str) -> str:
@@ -116,7 +117,7 @@ def overhead_table(results: dict[str, Result], study: str) -> str:
         for row in result["rows"]
     ]
     header = ["setting", "bits", "wall time, marked / plain", "CPU time, marked / plain", "pairs", "plain step, ms"]
-    return markdown(header, rows) + "\n\n" + circumstances(result)
+    return markdown_table(header, rows) + "\n\n" + circumstances(result)
 
 
 def settings_table(results: dict[str, Result]) -> str:
@@ -155,7 +156,7 @@ def settings_table(results: dict[str, Result]) -> str:
         "BER, fine-tuned",
         "step, marked / plain",
     ]
-    return markdown(header, rows) + "\n\n" + circumstances(*(results[study] for study in names))
+    return markdown_table(header, rows) + "\n\n" + circumstances(*(results[study] for study in names))
 
 
 def strength_table(results: dict[str, Result], study: str) -> str:
@@ -183,7 +184,7 @@ def strength_table(results: dict[str, Result], study: str) -> str:
         "wrong bits",
         "median margin",
     ]
-    return markdown(header, rows) + "\n\n" + circumstances(result)
+    return markdown_table(header, rows) + "\n\n" + circumstances(result)
 
 
 def calibration_table(results: dict[str, Result]) -> str:
@@ -201,7 +202,7 @@ def calibration_table(results: dict[str, Result]) -> str:
         for row in result["rows"]
     ]
     header = ["test", "nominal", "attained by the discrete test", "observed", "99.9 % interval", "as promised"]
-    return markdown(header, rows) + "\n\n" + circumstances(result)
+    return markdown_table(header, rows) + "\n\n" + circumstances(result)
 
 
 # Rouhani et al., first version of the paper: bit error rate of 4 bits, no retraining. No white-box figures for other networks.
@@ -227,7 +228,7 @@ def robustness_table(results: dict[str, Result], study: str) -> str:
         paper = [_PAPERS_RATES[study].get(fraction, "") for fraction in attacks.values()]
         for row, rate in zip(rows, [*paper, "0 (50, 100, 200 epochs)"], strict=True):
             row.append(rate)
-    return markdown(header, rows) + "\n\n" + circumstances(result)
+    return markdown_table(header, rows) + "\n\n" + circumstances(result)
 
 
 def errors_table(results: dict[str, Result]) -> str:
@@ -238,14 +239,14 @@ def errors_table(results: dict[str, Result]) -> str:
     for num_bits in (16, 64, 128, 256, 640):
         allowed = [allowed_errors(num_bits, level) for level in levels.values()]
         rows.append([num_bits, *("no number" if errors is None else errors for errors in allowed)])
-    return markdown(["bits", *(f"p <= {level}" for level in levels)], rows)
+    return markdown_table(["bits", *(f"p <= {level}" for level in levels)], rows)
 
 
 def accelerator_table(results: dict[str, Result]) -> str:
     """One row, which says so where nothing was measured."""
     header = ["setting", "device", "bits", "wall time, marked / plain", "pairs", "plain step, ms"]
     if "accelerator" not in results:
-        return markdown(header, [["WRN-28-10, JAX, mixed_bfloat16", "GPU", *["not measured"] * 4]])
+        return markdown_table(header, [["WRN-28-10, JAX, mixed_bfloat16", "GPU", *["not measured"] * 4]])
     result = results["accelerator"]
     rows = [
         [
@@ -258,7 +259,7 @@ def accelerator_table(results: dict[str, Result]) -> str:
         ]
         for row in result["rows"]
     ]
-    return markdown(header, rows) + "\n\n" + circumstances(result)
+    return markdown_table(header, rows) + "\n\n" + circumstances(result)
 
 
 def search_table(results: dict[str, Result], study: str) -> str:
@@ -297,7 +298,7 @@ def search_table(results: dict[str, Result], study: str) -> str:
         "smallest margin",
         "median margin",
     ]
-    return markdown(header, rows) + "\n\n" + circumstances(result)
+    return markdown_table(header, rows) + "\n\n" + circumstances(result)
 
 
 def capacity_table(results: dict[str, Result]) -> str:
@@ -324,7 +325,7 @@ def capacity_table(results: dict[str, Result]) -> str:
         "median margin",
         "log10 p",
     ]
-    return markdown(header, rows) + "\n\n" + circumstances(result)
+    return markdown_table(header, rows) + "\n\n" + circumstances(result)
 
 
 # What the tables call each network, and the accuracies that the paper's first version reports, unmarked / marked.

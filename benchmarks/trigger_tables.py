@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.cells import Result, accuracies, circumstances, interval, markdown
+from benchmarks.cells import Result, accuracies, circumstances, interval
+from scripts.markdown import markdown_table
 
 
 def accuracy_table(results: dict[str, Result], study: str) -> str:
@@ -40,7 +41,7 @@ def accuracy_table(results: dict[str, Result], study: str) -> str:
         "log10 p",
         "BER of the layers",
     ]
-    return f"{markdown(header, rows)}\n\n{' '.join(sentences)}\n\n{circumstances(result)}"
+    return f"{markdown_table(header, rows)}\n\n{' '.join(sentences)}\n\n{circumstances(result)}"
 
 
 def robustness_table(results: dict[str, Result], study: str) -> str:
@@ -68,7 +69,7 @@ def robustness_table(results: dict[str, Result], study: str) -> str:
     header = ["attack"]
     for title in ways:
         header += [f"{title}: accuracy, %", "triggers answered, mean", "log10 p, worst seed"]
-    return markdown(header, rows) + "\n\n" + circumstances(result)
+    return markdown_table(header, rows) + "\n\n" + circumstances(result)
 
 
 def families_table(results: dict[str, Result], study: str) -> str:
@@ -94,7 +95,7 @@ def families_table(results: dict[str, Result], study: str) -> str:
         [f"{first['fine_tuned']['epochs']} epochs of fine-tuning"]
         + [str(row["fine_tuned"]["triggers"]["num_matches"]) for row in runs.values()]
     )
-    return markdown(["triggers answered", *runs], rows) + "\n\n" + circumstances(result)
+    return markdown_table(["triggers answered", *runs], rows) + "\n\n" + circumstances(result)
 
 
 def calibration_table(results: dict[str, Result]) -> str:
@@ -121,7 +122,7 @@ def calibration_table(results: dict[str, Result]) -> str:
         "99.9 % interval",
         "as promised",
     ]
-    return markdown(header, rows) + "\n\n" + circumstances(result)
+    return markdown_table(header, rows) + "\n\n" + circumstances(result)
 
 
 def power_table(results: dict[str, Result]) -> str:
@@ -146,7 +147,7 @@ def power_table(results: dict[str, Result]) -> str:
         "proved by a test that may stop",
         "questions until then, mean",
     ]
-    return markdown(header, rows) + "\n\n" + circumstances(result)
+    return markdown_table(header, rows) + "\n\n" + circumstances(result)
 
 
 def _ways(result: Result) -> dict[str, list[Result]]:

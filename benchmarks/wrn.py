@@ -7,7 +7,7 @@ import dataclasses
 import functools
 
 from benchmarks.attacks import OF_TRIGGERS, Attacks
-from benchmarks.studies import Config, Network, Study, run, search
+from benchmarks.studies import Config, Network, Study, run, search, triggers
 from scripts.configs import run_program
 
 # Of the training images the last 5,000 judge.
@@ -29,13 +29,8 @@ NETWORK = Network(
             {"strength": 0.3, "carriers": "features:64", "pooling": "flatten"},
             {"strength": 0.3, "carriers": "features:64,middle:32"},
         ),
-        # Triggers alone, and beside the mark in the layers; overwritten with a third of the owner's effort.
-        "triggers": Study(
-            range(1),
-            ({"num_triggers": 100, "carriers": ""}, {"num_triggers": 100}),
-            dataclasses.replace(OF_TRIGGERS, fine_tuning_epochs=10, overwriting_epochs=10),
-            twins_of="default",
-        ),
+        # Overwritten with a third of the owner's effort.
+        "triggers": triggers(range(1), dataclasses.replace(OF_TRIGGERS, fine_tuning_epochs=10, overwriting_epochs=10)),
     },
 )
 

@@ -22,7 +22,6 @@ pytest.importorskip("tqdm", reason="the measurements are made in the environment
 from benchmarks import (
     accelerator,
     calibration,
-    cores,
     overhead,
     pictures,
     studies,
@@ -34,7 +33,10 @@ from benchmarks import (
 from benchmarks import attacks as network_attacks  # noqa: E402
 from benchmarks.attacks import Attacks  # noqa: E402
 from models.mnist_mlp import mnist_mlp  # noqa: E402
-from scripts import folders  # noqa: E402
+from scripts import (
+    cores,  # noqa: E402
+    folders,  # noqa: E402
+)
 from scripts.configs import result_settings  # noqa: E402
 from tests.finished_runs import verified_here  # noqa: E402
 
