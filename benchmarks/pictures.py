@@ -97,14 +97,13 @@ def defences_picture(result: dict[str, Any], path: pathlib.Path) -> None:
         axes.barh(
             places, rates, height, label=attack, color=_SHADES[number % len(_SHADES)], edgecolor="black", linewidth=0.4
         )
-    axes.axvline(0.5, color="grey", linewidth=0.8)
-    axes.annotate("chance", (0.5, -0.6), fontsize=8, color="grey", ha="right")
+    axes.axvline(0.5, color="grey", linewidth=0.8, label="chance")
     axes.set_yticks(
         [place + 0.4 - height / 2 for place in range(len(rows))], [way_to_mark(row["settings"]) for row in rows]
     )
     axes.invert_yaxis()
     axes.set_xlabel("bit error rate of the first mark")
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     _save(figure, path)
 
 
@@ -124,7 +123,7 @@ def adaptive_picture(result: dict[str, Any], path: pathlib.Path) -> None:
             evidence = [-outcome["weights"]["log10_p_value"] for outcome in outcomes]
             axes.scatter(lost, evidence, marker=marker, s=36, label=name, edgecolor="black", linewidth=0.4)
     axes.axhline(6.0, color="black", linewidth=0.8, linestyle=":", label="1e-6, a committed claim's level")
-    axes.set(xlabel="accuracy that the thief loses, points", ylabel="-log10 p", yscale="symlog", ylim=(0, None))
+    axes.set(xlabel="accuracy that the thief loses, points", ylabel="-log10 p", yscale="symlog", ylim=(0, 1000))
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     _save(figure, path)
 
