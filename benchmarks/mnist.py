@@ -55,7 +55,13 @@ NETWORK = Network(
                     {"unmarked_epochs": 5},
                 )
             ),
-            suite={"suite": "paper", "only": "^overwritten, [13] x"},
+            # One thief for all: 640 bits in both hidden layers, strengths 1 and 3.
+            suite={
+                "suite": "paper",
+                "only": "^overwritten, [13] x",
+                "thiefs_strength": 1.0,
+                "thiefs_carriers": "features:64,hidden:64",
+            },
             twins_of="defences",
         ),
         # All attacks, on models that disguised copies can be told from.

@@ -9,6 +9,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import hashlib
+import json
 import pathlib
 from typing import Any
 
@@ -52,6 +53,16 @@ def folder_of(runs_dir: str, kind: str) -> pathlib.Path:
     return pathlib.Path(runs_dir) / "populations" / kind.replace(" ", "_")
 
 
+def settings_of(runs_dir: str, kind: str) -> dict[str, Any]:
+    """How the networks of a kind were trained.
+
+    Args:
+        runs_dir: Folder of all runs.
+        kind: One of `KINDS`.
+    """
+    return dict(json.loads((folder_of(runs_dir, kind) / "config.json").read_text()))
+
+
 def run(config: Config) -> list[pathlib.Path]:
     """Trains what is missing.
 
@@ -60,11 +71,23 @@ def run(config: Config) -> list[pathlib.Path]:
 
     Returns:
         Their files.
+
+    Raises:
+        ValueError: If there are some of other settings.
     """
     from tqdm import tqdm
 
+    from scripts.records import write_json
+
     folder = folder_of(config.runs_dir, config.kind)
     folder.mkdir(parents=True, exist_ok=True)
+    settings = {"kind": config.kind, "epochs": config.epochs, "program": KINDS[config.kind]}
+    if (folder / "config.json").exists() and settings_of(config.runs_dir, config.kind) != settings:
+        raise ValueError(
+            f"This folder holds networks of other settings. Expected {settings_of(config.runs_dir, config.kind)}. "
+            f"Received: {settings}, for {folder}"
+        )
+    write_json(folder / "config.json", settings)
     paths = [folder / f"{number:03}.keras" for number in range(config.num_models)]
     missing = [number for number, path in enumerate(paths) if not path.exists()]
     with pool_on_cores(config.num_workers) as pool:

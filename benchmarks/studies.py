@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.attacks import Attacks, attacked
-from scripts.configs import command_line, option, result_settings
+from scripts.configs import command_line, default_settings, option, result_settings
 from scripts.cores import pool_on_cores
 
 
@@ -166,7 +166,8 @@ def _run(network: Network, config: Config, number: int, seed: int) -> dict[str, 
     path = folder / "row.json"
     if path.exists():
         row = dict(json.loads(path.read_text()))
-        if row["settings"] != result_settings(settings):
+        # A setting that there was not yet had its default's effect.
+        if default_settings(program.Config) | row["settings"] != result_settings(settings):
             raise ValueError(
                 f"This row was measured with other settings. Expected {result_settings(settings)}. "
                 f"Received: {row['settings']} in {path}; remove the folder to measure it again"

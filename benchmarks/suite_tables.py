@@ -17,10 +17,23 @@ def suite_table(results: dict[str, Result], study: str) -> str:
     result = results[study]
     attacks = attacks_of(result)
     adaptive = {name: rows for name, rows in attacks.items() if rows[0]["family"] == "adaptive"}
-    best = min(adaptive, key=lambda name: _lightness(adaptive[name], result), default=None)
+    best = min(adaptive, key=lambda name: _lightness(adaptive[name]), default=None)
     names = [*([best] if best else []), *(name for name in attacks if name != best)]
-    rows = [[name, attacks[name][0]["family"], *_cells(attacks[name], result)] for name in names]
-    before = [row["suite"]["marked"] for row in result["rows"]]
+    rows = [[name, attacks[name][0]["family"], *_cells(attacks[name])] for name in names]
+    before = [
+        row["suite"]["marked"] | {"accuracy_before": row["suite"]["marked"]["accuracy"]} for row in result["rows"]
+    ]
+    refused = {
+        outcome["attack"]: [
+            outcome["attack"],
+            outcome["family"],
+            *[""] * 5,
+            f"{outcome['survived']}: {outcome['refused']}",
+        ]
+        for row in result["rows"]
+        for outcome in row["suite"]["rows"]
+        if "refused" in outcome
+    }
     seeds = ", ".join(str(row["settings"]["seed"]) for row in result["rows"])
     header = [
         f"attack, seeds {seeds}",
@@ -32,17 +45,19 @@ def suite_table(results: dict[str, Result], study: str) -> str:
         "after matching with the marked model: BER",
         "survived",
     ]
-    return markdown_table(header, [["none", "", *_cells(before, result)], *rows]) + "\n\n" + circumstances(result)
+    shown = [["none", "", *_cells(before)], *rows, *refused.values()]
+    return markdown_table(header, shown) + "\n\n" + circumstances(result)
 
 
 def attacks_of(result: Result) -> dict[str, list[dict[str, Any]]]:
-    """Attack -> one outcome a seed, of those that could be run."""
+    """Attack -> one outcome a seed, each with the accuracy that the marked model had before, of attacks that all seeds' models took."""
     found: dict[str, list[dict[str, Any]]] = {}
     for row in result["rows"]:
         for outcome in row["suite"]["rows"]:
             if "refused" not in outcome:
-                found.setdefault(outcome["attack"], []).append(outcome)
-    return found
+                before = {"accuracy_before": row["suite"]["marked"]["accuracy"]}
+                found.setdefault(outcome["attack"], []).append(outcome | before)
+    return {name: outcomes for name, outcomes in found.items() if len(outcomes) == len(result["rows"])}
 
 
 def defences_table(results: dict[str, Result], study: str) -> str:
@@ -94,9 +109,8 @@ def detector_table(results: dict[str, Result]) -> str:
     return markdown_table(header, rows) + "\n\n" + circumstances(result)
 
 
-def _cells(outcomes: list[dict[str, Any]], result: Result) -> list[str]:
-    before = [row["suite"]["marked"]["accuracy"] for row in result["rows"]]
-    words = [survived(outcome, accuracy) for outcome, accuracy in zip(outcomes, before, strict=False)]
+def _cells(outcomes: list[dict[str, Any]]) -> list[str]:
+    words = [survived(outcome, outcome["accuracy_before"]) for outcome in outcomes]
     return [
         f"{100 * np.mean([outcome['accuracy'] for outcome in outcomes]):.2f}",
         _mean_rate(outcomes, "weights"),
@@ -114,10 +128,9 @@ def _mean_rate(outcomes: list[dict[str, Any]], part: str) -> str:
     return "no reading" if None in rates else f"{np.mean(rates):.4f}"
 
 
-def _lightness(outcomes: list[dict[str, Any]], result: Result) -> tuple[bool, float]:
+def _lightness(outcomes: list[dict[str, Any]]) -> tuple[bool, float]:
     """Smallest for the attack that removes the mark everywhere at the least cost."""
-    before = np.mean([row["suite"]["marked"]["accuracy"] for row in result["rows"]])
     worst = max(outcome["weights"]["log10_p_value"] for outcome in outcomes)
     removed = not any(outcome["weights"]["marked"] for outcome in outcomes)
-    lost = float(before - np.mean([outcome["accuracy"] for outcome in outcomes]))
+    lost = float(np.mean([outcome["accuracy_before"] - outcome["accuracy"] for outcome in outcomes]))
     return not removed, lost if removed else -worst

@@ -6,14 +6,11 @@ suspect that is matched with it.
 """
 
 import dataclasses
-import hashlib
-import json
 
-import keras
 import numpy as np
 import scipy.optimize
 
-# Below this share of the largest standard deviation a unit says nothing.
+# A unit whose responses vary by less than this share of their size says nothing.
 _DEAD = 1e-6
 
 
@@ -54,28 +51,6 @@ class Alignment:
         """
         found = np.where(self.sources >= 0, features[:, self.sources], 0.0)
         return np.asarray(self.scales * found)
-
-
-def weights_digest(model: keras.Model) -> str:
-    """SHA-256 over types, shapes and contents of a model's weights, in their order, in hexadecimal; names do not count.
-
-    Args:
-        model: Any built Keras model.
-
-    Example:
-
-    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
-    >>> len(weights_digest(model))
-    64
-    """
-    digest = hashlib.sha256()
-    for weight in model.get_weights():
-        array = np.ascontiguousarray(weight)
-        if array.dtype.byteorder == ">":
-            array = array.astype(array.dtype.newbyteorder("<"))
-        header = json.dumps([array.dtype.name, array.shape])
-        digest.update(len(header).to_bytes(8, "big") + header.encode() + array.tobytes())
-    return digest.hexdigest()
 
 
 def align(reference: np.ndarray, suspect: np.ndarray, rescale: bool = True) -> Alignment:
@@ -138,8 +113,8 @@ def align(reference: np.ndarray, suspect: np.ndarray, rescale: bool = True) -> A
 
 
 def _profiles(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Columns of mean 0 and length 1, and which of them move."""
+    """Columns of mean 0 and length 1, and which of them move. Each by its own size: a huge one must not hide the others."""
     centred = features - features.mean(axis=0)
     lengths = np.linalg.norm(centred, axis=0)
-    moves = lengths > _DEAD * lengths.max(initial=0.0)
+    moves = lengths > _DEAD * np.linalg.norm(features, axis=0)
     return centred / np.where(moves, lengths, 1.0), moves

@@ -16,6 +16,9 @@ from deepsigns_tf.alignment import align
 from deepsigns_tf.owner_key import Carrier, KeyInputs, OwnerKey
 from deepsigns_tf.readings import SignatureReader, SignatureReading
 
+# Of a unit's size, in single precision.
+_ROUNDING = 1e-6
+
 
 class Place(NamedTuple):
     """Where an output of a suspect comes from: a layer, by its path, and which of its calls. Printed as `path@call`."""
@@ -33,7 +36,8 @@ class Candidates:
 
     Args:
         means: Place -> `(s, M)` float64 class means of the key inputs, for the outputs of the width that the key names.
-        num_admissible: How many outputs are wide enough for the carrier's bits: what a search among them costs in p.
+        num_admissible: How many outputs are wide enough for the carrier's bits: what a search among them costs in p. Where units were
+            matched, times the same of the reference.
         qualities: Place -> how well its units match a reference's, as `Alignment.quality`; empty where none were matched.
     """
 
@@ -84,7 +88,7 @@ def matched_candidates(
 
     Units are matched by their responses to the key inputs, which were fixed before the suspect existed, within classes, where the
     mark is not. Outputs more than four times as wide as the reference's layer, or less than a quarter, are not tried; they
-    count as admissible all the same.
+    count as admissible all the same. So do the reference's own outputs: which of them stands for a carrier is not committed.
 
     Args:
         model: The suspect, any Keras model.
@@ -104,6 +108,7 @@ def matched_candidates(
     widths = {layer.carrier: layer.num_units for layer in owner_key.layers}
     features = _features(model, owner_key, {name: (width // 4, 4 * width) for name, width in widths.items()})
     of_reference = _features(reference, owner_key, {name: (width, width) for name, width in widths.items()})
+    _, admissible_in_reference = _means_of_key_inputs(reference, owner_key)
     result = {}
     for layer in owner_key.layers:
         expected = of_reference[layer.carrier].get(Place(layer.path, 0))
@@ -120,7 +125,7 @@ def matched_candidates(
         }
         result[layer.carrier] = Candidates(
             {place: alignment.applied(means[layer.carrier][place]) for place, alignment in alignments.items()},
-            admissible[layer.carrier],
+            admissible[layer.carrier] * admissible_in_reference[layer.carrier],
             {place: alignment.quality for place, alignment in alignments.items()},
         )
     return result
@@ -165,7 +170,8 @@ def _within_classes(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
     left = features.copy()
     for label in np.unique(labels):
         left[labels == label] -= left[labels == label].mean(axis=0)
-    return left
+    # What rounding leaves of a unit that never moves is no response.
+    return np.where(np.abs(left).max(axis=0) > _ROUNDING * np.abs(features).max(axis=0), left, 0.0)
 
 
 def _heard(

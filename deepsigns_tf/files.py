@@ -1,5 +1,6 @@
-"""Files that are either whole or absent."""
+"""Files that are either whole or absent, and what they are told by."""
 
+import hashlib
 import os
 import pathlib
 import tempfile
@@ -36,6 +37,27 @@ def write_atomically(path: str | os.PathLike[str], data: bytes, mode: int | None
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def file_digest(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal.
+
+    Args:
+        path: The file.
+
+    Raises:
+        OSError: If it cannot be read.
+
+    Example:
+
+    >>> import pathlib, tempfile
+    >>> path = pathlib.Path(tempfile.mkdtemp(), "note.txt")
+    >>> _ = path.write_bytes(b"")
+    >>> file_digest(path)[:16]
+    'e3b0c44298fc1c14'
+    """
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _umask() -> int:

@@ -21,10 +21,9 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 
 from deepsigns_tf.activations import Inputs, Pooling
-from deepsigns_tf.alignment import weights_digest
 from deepsigns_tf.derivation import derive_balanced_signs, derive_bits, derive_bytes, derive_choice, derive_normals
 from deepsigns_tf.examples import Examples, as_inputs, as_labels
-from deepsigns_tf.files import write_atomically
+from deepsigns_tf.files import file_digest, write_atomically
 from deepsigns_tf.statistics import DecisionRule, allowed_errors
 from deepsigns_tf.triggers import (
     LabelRule,
@@ -202,7 +201,7 @@ class OwnerKey:
         key_inputs: Examples to read the mark with, fixed before training.
         layers: Which layer of the released model plays which role; `release` fills it in.
         triggers: Inputs and the answers by which the model is recognized, fixed before training.
-        reference: Digest of the weights of a model from before the mark, with whose units a suspect's may be matched.
+        reference: SHA-256 of the file of a model from before the mark, with whose units a suspect's may be matched.
 
     Raises:
         ValueError: If a part is missing, of another type, or contradicts another.
@@ -376,27 +375,30 @@ class OwnerKey:
         normals = derive_normals(self.seed, domain, num_units * c.bits_per_class)
         return normals.reshape(num_units, c.bits_per_class).astype(np.float32)
 
-    def with_reference(self, model: Any) -> "OwnerKey":
+    def with_reference(self, path: str | os.PathLike[str]) -> "OwnerKey":
         """Lets suspects be read after their units were matched with those of a model from before the mark. Do this before marking.
 
-        Projection and bits are derived from the model's weights too, from now on. So the reference cannot have been made to suit the bits,
-        and a reading after the match has the same exact null as one without.
+        Projection and bits are derived from the file's hash too, from now on, which fixes its weights and its graph. So the reference
+        cannot have been made to suit the bits, and a reading after the match has the same exact null as one without.
 
         Args:
-            model: Trained on the task, not marked; the marked model begins with its weights. Keep its file: the key has the digest only.
+            path: A `.keras` file of a model that was trained on the task and is not marked; the marked model begins with its weights.
+                Keep it as it is: saved again, it is another file.
 
         Returns:
             A new key with other bits.
 
         Raises:
             ValueError: If the key has a reference already, or layers of a model that was marked.
+            OSError: If the file cannot be read.
 
         Example:
 
-        >>> import keras
-        >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(128, name="hidden"), keras.layers.Dense(2)])
+        >>> import keras, tempfile
+        >>> path = pathlib.Path(tempfile.mkdtemp(), "reference.keras")
+        >>> keras.Sequential([keras.Input((8,)), keras.layers.Dense(128, name="hidden"), keras.layers.Dense(2)]).save(path)
         >>> key = OwnerKey.generate("ACME Vision", [Carrier("features", [0, 1], 32)])
-        >>> referred = key.with_reference(model)
+        >>> referred = key.with_reference(path)
         >>> bool((referred.signature("features") == key.signature("features")).all())
         False
         """
@@ -405,7 +407,7 @@ class OwnerKey:
                 "This key cannot take a reference any more. Expected one before marking, once. "
                 f"Received: a key with {'a reference' if self.reference else 'the layers of a marked model'}"
             )
-        return dataclasses.replace(self, reference=weights_digest(model))
+        return dataclasses.replace(self, reference=file_digest(path))
 
     def with_key_inputs(self, x: Inputs, carrier_labels: np.ndarray, num_per_class: int = 64) -> "OwnerKey":
         """Lets the seed pick the examples with which the mark will be read. Do this before training.
@@ -633,7 +635,8 @@ class OwnerKey:
     @functools.cached_property
     def fingerprint(self) -> str:
         """32 public hexadecimal digits by which a checkpoint knows its key again."""
-        return derive_bytes(self.seed, ("fingerprint", self.owner, SCHEME_VERSION), 16).hex()
+        reference = () if self.reference is None else (self.reference,)
+        return derive_bytes(self.seed, ("fingerprint", self.owner, SCHEME_VERSION, *reference), 16).hex()
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the key to one file that only its owner may read (mode 0600).

@@ -6,13 +6,14 @@ error rate.
 
 import dataclasses
 import math
+import os
 from typing import Any, get_args
 
 import keras
 import numpy as np
 
-from deepsigns_tf.alignment import weights_digest
-from deepsigns_tf.candidates import best_readings, candidate_means, matched_candidates
+from deepsigns_tf.candidates import Candidates, best_readings, candidate_means, matched_candidates
+from deepsigns_tf.files import file_digest
 from deepsigns_tf.owner_key import OwnerKey
 from deepsigns_tf.readings import SignatureReading, joint_log10_p
 from deepsigns_tf.statistics import (
@@ -101,8 +102,9 @@ class Verdict(Decision):
         log10_p_hard: log10 of the exact tail of the number of matching bits, times the correction.
         log10_p_soft: log10 of the tail of the signed sum of projections, times the correction. The tail is enumerated up to
             16 bits and bounded (Chernoff) above.
-        num_assignments: Joint assignments of carriers to layers that were tried and paid for; twice as many with a reference.
-        matched: Whether the suspect's units were matched with those of the key's reference.
+        num_assignments: Ways to read the suspect that were tried and paid for: joint assignments of carriers to its layers, and with a
+            reference those to both models' layers, twice.
+        matched: Whether the suspect's units were matched with those of the key's reference for this reading.
         readings: One reading for each carrier.
     """
 
@@ -136,7 +138,8 @@ class Verdict(Decision):
             f"{'no number of matches' if errors is None else f'up to {errors} errors'} would pass the hard test)",
             f"  hard, soft      10^{self.log10_p_hard:.2f}, 10^{self.log10_p_soft:.2f} "
             f"(exact tail, {soft_tail}; each times the correction)",
-            f"  correction      x {self.num_assignments} assignments of carriers to layers",
+            f"  correction      x {self.num_assignments} assignments of carriers to layers"
+            + (", with and without a match of units" if self.matched else ""),
         ]
         for reading in self.readings:
             findings += [
@@ -165,7 +168,7 @@ def verify(
     owner_key: OwnerKey,
     *,
     commitment: str | None = None,
-    reference: keras.Model | None = None,
+    reference: str | os.PathLike[str] | None = None,
 ) -> Verdict:
     """Reads the mark from a suspect's weights and decides by the rule fixed in the key.
 
@@ -178,9 +181,10 @@ def verify(
         owner_key: The claimant's key, after `release` (it must know the carriers' widths).
         commitment: The commitment that the claimant published before training, taken by whoever verifies from a dated
             source of their own. With it the rule's level for committed claims applies.
-        reference: The model whose digest stands in the key (`OwnerKey.with_reference`). The suspect's units are then matched with its, by
-            what both do with the key inputs, whatever their order and size, and the bits are read after that. As the bits were
-            derived from the reference, it cannot know them, and p is as exact as without.
+        reference: The file whose hash stands in the key (`OwnerKey.with_reference`). The suspect is then read in two more ways: its units
+            are matched with the reference's, by what both do with the key inputs, whatever their order, with their own sizes and with
+            the reference's. As the bits were derived from the file, it cannot know them, and p is as exact as without; all ways are
+            paid for.
 
     Returns:
         The verdict.
@@ -208,21 +212,34 @@ def verify(
         )
     committed = check_commitment(owner_key, commitment)
     if reference is None:
-        ways = [candidate_means(model, owner_key)]
-    else:
-        if owner_key.reference != weights_digest(reference):
-            raise ValueError(
-                "The reference is not this key's. Expected the model that `with_reference` was given before marking. "
-                f"Received: {'another one' if owner_key.reference else 'a key without a reference'}"
-            )
-        # Sizes are an attacker's to choose; taking them from the reference costs a part of the mark. Both are tried and paid for.
-        ways = [matched_candidates(model, owner_key, reference, rescale) for rescale in (False, True)]
-    num_assignments = len(ways) * math.prod(found.num_admissible for found in ways[0].values())
-    verdicts = [
-        judge(best_readings(each, owner_key), owner_key, num_assignments, committed, matched=reference is not None)
-        for each in ways
-    ]
+        found = candidate_means(model, owner_key)
+        return judge(best_readings(found, owner_key), owner_key, _num_assignments(found), committed)
+    if owner_key.reference != file_digest(reference):
+        raise ValueError(
+            "The reference is not this key's. Expected the file that `with_reference` was given before marking. "
+            f"Received: {'another one' if owner_key.reference else 'a key without a reference'}"
+        )
+    other = keras.models.load_model(reference, compile=False, safe_mode=True)
+    # Sizes are an attacker's to choose; taking them from the reference costs a part of the mark.
+    matched = [matched_candidates(model, owner_key, other, rescale) for rescale in (False, True)]
+    ways = [(False, candidate_means(model, owner_key)), *((True, each) for each in matched)]
+    num_ways = sum(_num_assignments(found) for _, found in ways)
+    verdicts, errors = [], []
+    for was_matched, found in ways:
+        try:
+            readings = best_readings(found, owner_key)
+        except ValueError as error:
+            # Its layers may have another width, which is what a match undoes.
+            errors.append(error)
+        else:
+            verdicts.append(judge(readings, owner_key, num_ways, committed, matched=was_matched))
+    if not verdicts:
+        raise errors[0]
     return min(verdicts, key=lambda verdict: verdict.log10_p_value)
+
+
+def _num_assignments(found: dict[str, Candidates]) -> int:
+    return math.prod(each.num_admissible for each in found.values())
 
 
 def check_commitment(owner_key: OwnerKey, commitment: str | None) -> bool:
@@ -292,7 +309,7 @@ def judge(
     Args:
         readings: One for each carrier.
         owner_key: The key.
-        num_assignments: Joint assignments that were tried, >= 1.
+        num_assignments: Ways to read it that were tried, >= 1.
         committed: Whether an earlier commitment was checked.
         matched: Whether units were matched with those of the key's reference.
 
@@ -325,8 +342,8 @@ def judge(
     ]
     if matched:
         assumptions.append(
-            "units were matched with those of a model that the bits were derived from, so that it cannot know them; with and without its "
-            "units' sizes, which was paid for"
+            "units were matched with those of a model whose file the bits were derived from, so that it cannot know them; readings without "
+            "the match, and with and without its units' sizes, were paid for too"
         )
     return Verdict(
         owner=owner_key.owner,

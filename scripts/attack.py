@@ -36,11 +36,11 @@ class Config:
     owner_key: str = option(dataclasses.MISSING, "Its owner's key, as written after the release.")
     output_dir: str = option(dataclasses.MISSING, "Folder for report and attacked models.", shapes_result=False)
     suite: str = option(
-        "quick", "What needs no training; the paper's three; everything.", choices=("quick", "paper", "full")
+        "quick", "What needs no training; the paper's three; all of the suite.", choices=("quick", "paper", "full")
     )
     only: str = option("", "Only attacks whose name this regular expression finds, and those that they start from.")
     extra: str | None = option(None, "Module whose `ATTACKS` are tried too.")
-    seed: int = option(0, "Of all that the thief draws.", minimum=0, maximum=2**31 - 1)
+    seed: int = option(0, "With the model's file it fixes all that the thief draws.", minimum=0, maximum=2**31 - 1)
     fine_tuning_epochs: str = option("50,100,200", "After how many epochs of fine-tuning to look.")
     overwriting_epochs: str = option("10,100", "How long the thief's own mark is trained.")
     reference: str | None = option(None, "The model from before the mark that the key refers to, for exact recovery.")
@@ -58,6 +58,10 @@ class Config:
     batch_size: int = option(128, "Examples a step.", minimum=1)
     augment: bool = option(False, "Shift and mirror images as the task's training does.")
     strength: float = option(1.0, "Of the owner's mark, which a thief's own is measured by.", minimum=0.0)
+    thiefs_strength: float = option(0.0, "Of the thief's own mark where it is 1 x; 0: the owner's.", minimum=0.0)
+    thiefs_carriers: str = option(
+        "", "Layers that the thief marks, and bits of each label: layer:bits,layer:bits. Empty: the owner's."
+    )
     num_workers: int = option(2, "Attacks at a time, each on a core of its own.", minimum=1, shapes_result=False)
     resume: bool = option(False, "Go on with an interrupted suite in the folder.", shapes_result=False)
 
@@ -80,13 +84,17 @@ def run(config: Config) -> dict[str, Any]:
 
     config = with_settings_of_run(config)
     attacks = chosen(config)
+    check_data(config)
+    check_mark(config)
     folder = pathlib.Path(config.output_dir)
     _claim(folder, config)
-    before = _examiner(config).outcome(_model(config.model))
+    examiner = _examiner(config)
+    before = examiner.outcome(_model(config.model))
     result = {
         **circumstances(command_line(PROGRAM, config)),
         "data": _data(config).name,
         "settings": result_settings(config),
+        "log10_alpha": examiner.owner_key.decision.log10_alpha(committed=True),
         "marked": before,
     }
     rows: dict[str, dict[str, Any]] = {}
@@ -119,6 +127,17 @@ def with_settings_of_run(config: Config) -> Config:
     if config.data is not None:
         return config
     settings = _settings_of_run(config)
+    defaults = {field.name: field.default for field in dataclasses.fields(Config)}
+    others = {
+        name: getattr(config, name)
+        for name in _OF_THE_RECIPE
+        if getattr(config, name) not in (defaults[name], settings[name])
+    }
+    if others:
+        raise ValueError(
+            f"The model was trained otherwise. Expected { {name: settings[name] for name in others} }, as its folder says, or the flag "
+            f"`data`. Received: {others}"
+        )
     return dataclasses.replace(config, **{name: settings[name] for name in _OF_THE_RECIPE})
 
 
@@ -133,15 +152,22 @@ def chosen(config: Config) -> "tuple[Attack, ...]":
     """
     from deepsigns_tf.attacks.suite import suite
 
+    try:
+        wanted_name = re.compile(config.only)
+    except re.error as error:
+        raise ValueError(
+            f"Invalid value for flag `only`. Expected a regular expression. Received: only={config.only!r}, {error}"
+        ) from error
     attacks = suite(config.suite, _epochs(config, "fine_tuning_epochs"), _epochs(config, "overwriting_epochs"))
     if config.extra is not None:
         attacks += tuple(importlib.import_module(config.extra).ATTACKS)
     named = {attack.name: attack for attack in attacks}
-    wanted = {attack.name for attack in attacks if re.search(config.only, attack.name)}
+    wanted = {attack.name for attack in attacks if wanted_name.search(attack.name)}
     for attack in reversed(attacks):
         if attack.name in wanted and attack.after is not None:
             wanted.add(attack.after)
-    if len(named) != len(attacks) or not wanted or not wanted <= set(named):
+    slugs = {_slug(name) for name in named} - {""}
+    if len(slugs) != len(attacks) or not wanted or not wanted <= set(named):
         raise ValueError(
             "These attacks cannot be run. Expected at least one, with names of their own, after others of the suite. "
             f"Received: {sorted(wanted)} of {len(attacks)} attacks with {len(named)} names, only={config.only!r}"
@@ -176,16 +202,72 @@ def attack_once(config: Config, name: str, accuracy_before: float) -> dict[str, 
         if not pathlib.Path(start).exists():
             raise ValueError(f"there is no result of {attack.after!r} to start from")
         attacked = attack.run(_model(start), _thief(config, folder / "backups" / _slug(name)))
-    except ValueError as error:
-        # A model that cannot be attacked in this way stays in the report, by the reason.
-        row |= {"refused": str(error), "survived": "not applicable"}
-    else:
         row["seconds"] = round(time.perf_counter() - began, 1)
         save_model(attacked, folder / "models" / f"{_slug(name)}.keras")
         outcome = _examiner(config).outcome(attacked)
         row |= outcome | {"survived": survived(outcome, accuracy_before)}
+    except Exception as error:  # One attack that fails must not end the others; its row stays in the report.
+        # A model that cannot be attacked in this way is told by a `ValueError`, as all that is refused.
+        failed = "not applicable" if isinstance(error, ValueError) else "failed"
+        row |= {"refused": f"{type(error).__name__}: {error}", "survived": failed}
     write_json(path, row)
     return row
+
+
+def check_data(config: Config) -> None:
+    """Refuses data that the model does not fit, before anything is attacked.
+
+    Args:
+        config: Model and data.
+
+    Raises:
+        ValueError: If shapes, types or labels are not those of a classifier's task.
+    """
+    import numpy as np
+
+    data, model = _data(config), _model(config.model)
+    _marks(config, {})
+    num_classes, shape = model.output_shape[-1], model.input_shape[1:]
+    for part in ("train", "test"):
+        x, y = (getattr(data, f"{name}_{part}") for name in "xy")
+        are_labels = y.ndim == 1 and np.issubdtype(y.dtype, np.integer) and len(x) == len(y) > 0
+        fits = x.ndim == len(shape) + 1 and all(
+            want in (None, got) for want, got in zip(shape, x.shape[1:], strict=True)
+        )
+        if are_labels and fits and y.min() >= 0 and y.max() < num_classes:
+            continue
+        raise ValueError(
+            f"This data is not the model's. Expected inputs (n, {', '.join(map(str, shape))}) and as many integer labels in "
+            f"[0, {num_classes}). Received: x_{part} {x.shape} {x.dtype}, y_{part} {y.shape} {y.dtype}"
+        )
+
+
+def check_mark(config: Config) -> None:
+    """Refuses a model that carries no mark to attack, and a reference that is not the key's, before hours of work.
+
+    Args:
+        config: Model, key and reference.
+
+    Raises:
+        ValueError: If the mark is not there at the level of committed claims, or cannot be read.
+    """
+    import deepsigns_tf as ds
+
+    model, owner_key = _model(config.model), ds.OwnerKey.load(config.owner_key)
+    commitment = owner_key.commitment()
+    if owner_key.carriers:
+        verdict: ds.Verdict | ds.TriggerVerdict = ds.verify(
+            model, owner_key, commitment=commitment, reference=config.reference
+        )
+    else:
+        verdict = ds.verify_predict_fn(
+            lambda inputs: model.predict(inputs, verbose=0), owner_key, commitment=commitment, batch_size=1000
+        )
+    if not verdict.marked:
+        raise ValueError(
+            "There is no mark to attack. Expected a model that the key marks at the level of committed claims. "
+            f"Received: p = 10^{verdict.log10_p_value:.1f}"
+        )
 
 
 _OF_THE_RECIPE = ("epochs", "learning_rate", "optimizer", "batch_size", "augment", "strength")
@@ -249,7 +331,13 @@ def _data(config: Config) -> "Dataset":
 
     if config.data is None:
         settings = _settings_of_run(config)
-        program = importlib.import_module(settings.pop("program"))
+        name = settings.pop("program")
+        if not re.fullmatch(r"scripts\.train_\w+", name):
+            raise ValueError(
+                "The folder of the model is none of a training run. Expected one of the programs `scripts.train_*` in its config.json. "
+                f"Received: {name!r}"
+            )
+        program = importlib.import_module(name)
         return program.task(program.Config(output_dir="", data_dir=config.data_dir, **settings)).data  # type: ignore[no-any-return]
     names = ("x_train", "y_train", "x_test", "y_test")
     with np.load(config.data, allow_pickle=False) as archive:
@@ -263,7 +351,8 @@ def _data(config: Config) -> "Dataset":
 def _thief(config: Config, backup_dir: pathlib.Path) -> "Thief":
     import deepsigns_tf as ds
     from deepsigns_tf.attacks.recipes import Recipe
-    from deepsigns_tf.attacks.suite import Thief
+    from deepsigns_tf.attacks.suite import Thief, thiefs_seed
+    from deepsigns_tf.files import file_digest
     from scripts.fitting import OPTIMIZERS
     from scripts.pipelines import crop_and_flip
 
@@ -277,7 +366,25 @@ def _thief(config: Config, backup_dir: pathlib.Path) -> "Thief":
         str(backup_dir),
     )
     carriers = {layer.path: owner_key.carrier(layer.carrier) for layer in owner_key.layers}
-    return Thief(data.x_train, data.y_train, recipe, config.strength, carriers, config.seed)
+    seed = thiefs_seed(f"{config.seed} {file_digest(config.model)}")
+    strength = config.thiefs_strength or config.strength
+    return Thief(data.x_train, data.y_train, recipe, strength, carriers, _marks(config, carriers), seed)
+
+
+def _marks(config: Config, carriers: dict[str, Any]) -> dict[str, Any]:
+    """What the thief marks, by the names of the layers."""
+    import deepsigns_tf as ds
+
+    marks = {}
+    for each in config.thiefs_carriers.split(",") if config.thiefs_carriers else ():
+        layer, _, bits = each.partition(":")
+        if not layer or not bits.isdecimal():
+            raise ValueError(
+                "Invalid value for flag `thiefs_carriers`. Expected layer:bits or layer:bits,layer:bits. "
+                f"Received: thiefs_carriers={config.thiefs_carriers!r}"
+            )
+        marks[layer] = ds.Carrier(layer, range(_data(config).num_classes), int(bits))
+    return marks or carriers
 
 
 @functools.cache
@@ -286,11 +393,10 @@ def _examiner(config: Config) -> "Examiner":
     from deepsigns_tf.attacks.outcomes import Examiner
 
     data, owner_key, marked = _data(config), ds.OwnerKey.load(config.owner_key), _model(config.model)
-    reference = _model(config.reference) if config.reference else None
     unrelated = _unrelated(config, owner_key, marked)
     num_for_gate = len(unrelated) // _GATE_SHARE
     gate = max((reading.quality for reading in unrelated[:num_for_gate]), default=0.0)
-    return Examiner(owner_key, marked, data.x_test, data.y_test, reference, gate, unrelated[num_for_gate:])
+    return Examiner(owner_key, marked, data.x_test, data.y_test, config.reference, gate, unrelated[num_for_gate:])
 
 
 def _unrelated(config: Config, owner_key: Any, marked: Any) -> "list[AlignedReading]":
@@ -300,7 +406,10 @@ def _unrelated(config: Config, owner_key: Any, marked: Any) -> "list[AlignedRead
 
     if config.unrelated is None:
         return []
-    models = sorted(pathlib.Path(config.unrelated).glob("*.keras"))
+    # Not the ones that another process is still writing.
+    models = sorted(
+        each for each in pathlib.Path(config.unrelated).glob("*.keras") if not each.name.startswith("unfinished_")
+    )
     if len(models) < _GATE_SHARE:
         raise ValueError(
             f"Too few models to count by. Expected at least {_GATE_SHARE} .keras files. Received: {len(models)} in {config.unrelated}"

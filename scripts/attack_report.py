@@ -9,13 +9,18 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
+from deepsigns_tf.attacks.outcomes import survived  # noqa: E402
 from deepsigns_tf.files import write_atomically  # noqa: E402
 from scripts.markdown import markdown_table  # noqa: E402
 from scripts.records import write_json  # noqa: E402
 
-_COLORS = {"yes": "#0072b2", "recovered": "#009e73", "removed": "#d55e00", "with the model": "#999999"}
-# log10 of the level of a committed claim.
-_LOG10_ALPHA = -6.0
+_COLORS = {
+    "yes": "#0072b2",
+    "recovered": "#009e73",
+    "recovered by counting": "#f0e442",
+    "removed": "#d55e00",
+    "with the model": "#999999",
+}
 
 
 def write_report(result: dict[str, Any], folder: pathlib.Path) -> None:
@@ -28,14 +33,15 @@ def write_report(result: dict[str, Any], folder: pathlib.Path) -> None:
     write_json(folder / "attacks.json", result)
     heading = f"# Attacks\n\n`{result['command']}`, {result['date']}, {result['hardware']}, {result['data']}.\n"
     words = (
-        "\nA mark is removed if its p is above 1e-6, an earlier commitment taken as checked, while the model keeps its accuracy within "
-        "five points. Recovered: read after units were matched, with the model that the key refers to (p as exact as before), or with the "
-        "marked one (p by counting unrelated models).\n\n"
+        f"\nA mark is removed if its p is above 10^{result['log10_alpha']:.2f}, the level that the key fixes for committed claims (an "
+        "earlier commitment is taken as checked), while the model keeps its accuracy within five points. Recovered: at that level, after "
+        "units were matched with those of the model that the key refers to. By counting: after they were matched with the marked "
+        "model's, where p is the share of unrelated models that get as far and cannot be less than one in their number.\n\n"
     )
     write_atomically(folder / "attacks.md", (heading + words + attacks_table(result) + "\n").encode())
     rows = [row for row in result["rows"] if "weights" in row]
     if rows:
-        _picture(result["marked"], rows, folder / "attacks.png")
+        _picture(result, rows, folder / "attacks.png")
 
 
 def attacks_table(result: dict[str, Any]) -> str:
@@ -44,7 +50,8 @@ def attacks_table(result: dict[str, Any]) -> str:
     Args:
         result: As in `write_report`.
     """
-    marked = {"attack": "none", "family": "", "survived": "yes"} | result["marked"]
+    before = result["marked"]
+    marked = {"attack": "none", "family": "", "survived": survived(before, before["accuracy"])} | before
     columns = {
         "attack": lambda row: row["attack"],
         "family": lambda row: row["family"],
@@ -65,7 +72,7 @@ def attacks_table(result: dict[str, Any]) -> str:
         ),
         "triggers": lambda row: _of(row, "answers", lambda part: f"{part['num_matches']} of {part['num_asked']}"),
         "log10 p, triggers": lambda row: _of(row, "answers", lambda part: f"{part['log10_p_value']:.1f}"),
-        "survived": lambda row: row["survived"],
+        "survived": lambda row: row["survived"] + (f": {row['refused']}" if "refused" in row else ""),
         "seconds": lambda row: f"{row['seconds']:.0f}" if "seconds" in row else "",
     }
     cells = {name: [cell(row) for row in (marked, *result["rows"])] for name, cell in columns.items()}
@@ -80,7 +87,7 @@ def _of(row: dict[str, Any], name: str, shown: Any) -> str:
     return "no reading" if "refused" in part else str(shown(part))
 
 
-def _picture(marked: dict[str, Any], rows: list[dict[str, Any]], path: pathlib.Path) -> None:
+def _picture(result: dict[str, Any], rows: list[dict[str, Any]], path: pathlib.Path) -> None:
     figure, (evidence, accuracy) = plt.subplots(
         1, 2, figsize=(12, 1.2 + 0.22 * len(rows)), layout="constrained", sharey=True, width_ratios=(3, 1)
     )
@@ -96,9 +103,8 @@ def _picture(marked: dict[str, Any], rows: list[dict[str, Any]], path: pathlib.P
             color="black",
             label="matched with the reference",
         )
-    evidence.axvline(
-        -_LOG10_ALPHA, color="black", linewidth=0.8, linestyle=":", label="1e-6, a committed claim's level"
-    )
+    level = {"color": "black", "linewidth": 0.8, "linestyle": ":", "label": "level of committed claims"}
+    evidence.axvline(-result["log10_alpha"], **level)
     evidence.set_yticks(places, [row["attack"] for row in rows], fontsize=7)
     evidence.invert_yaxis()
     evidence.set(xlabel="-log10 p", xscale="symlog", xlim=(0, None))
@@ -106,7 +112,7 @@ def _picture(marked: dict[str, Any], rows: list[dict[str, Any]], path: pathlib.P
         evidence.barh([0], [0], color=color, label={"yes": "survived"}.get(name, name))
     evidence.legend(fontsize=7, loc="lower right")
     accuracy.scatter([100 * row["accuracy"] for row in rows], places, color=colors, s=12)
-    accuracy.axvline(100 * marked["accuracy"], color="grey", linewidth=0.8)
+    accuracy.axvline(100 * result["marked"]["accuracy"], color="grey", linewidth=0.8)
     accuracy.set(xlabel="accuracy, %")
     accuracy.grid(axis="y", linewidth=0.3)
     buffer = io.BytesIO()

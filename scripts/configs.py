@@ -75,6 +75,12 @@ def result_settings(config: Any) -> dict[str, Any]:
     return {field.name: getattr(config, field.name) for field in fields}
 
 
+def default_settings(config_class: type) -> dict[str, Any]:
+    """What `result_settings` gives for a configuration of defaults alone."""
+    fields = [field for field in dataclasses.fields(config_class) if field.metadata["shapes_result"]]
+    return {field.name: field.default for field in fields}
+
+
 def command_line(program: str, config: Any) -> str:
     """What a reader types to get the result again: the flags that differ from the defaults.
 

@@ -120,21 +120,21 @@ def fit_classifier(
     strategy = strategy_named(config.strategy)
     with strategy.scope():
         compile_classifier(model, learning_rate, config)
-        first_epoch += checkpoint.restore(model)
-    batches = batches_of(config, data, range(first_epoch, epochs), triggers)
-    settings: dict[str, Any] = {"epochs": epochs, "initial_epoch": first_epoch, "steps_per_epoch": steps_per_epoch}
+        next_epoch = first_epoch + checkpoint.restore(model)
+    batches = batches_of(config, data, range(next_epoch, epochs), triggers)
+    settings: dict[str, Any] = {"epochs": epochs, "initial_epoch": next_epoch, "steps_per_epoch": steps_per_epoch}
     if is_chief(strategy):
         board = keras.callbacks.TensorBoard(folder / "tensorboard" / name, write_graph=False)
         settings |= {
             "callbacks": [*callbacks, board, checkpoint],
             "verbose": "auto" if sys.stdout.isatty() else 2,
         }
-    if first_epoch < epochs and config.strategy == "multi_worker":
+    if next_epoch < epochs and config.strategy == "multi_worker":
         fit(model, batches, config.batch_size + (config.num_triggers_per_batch if triggers else 0), **settings)
-    elif first_epoch < epochs:
+    elif next_epoch < epochs:
         model.fit(batches()[0], shuffle=False, **settings)  # The batches are shuffled.
     if is_chief(strategy):
-        folders.write_history(folder / f"{name}.csv", checkpoint.history)
+        folders.write_history(folder / f"{name}.csv", checkpoint.history, first_epoch)
 
 
 def batches_of(

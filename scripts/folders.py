@@ -12,7 +12,7 @@ import keras
 
 import deepsigns_tf as ds
 from deepsigns_tf.files import write_atomically
-from scripts.configs import result_settings
+from scripts.configs import default_settings, result_settings
 from scripts.records import write_json
 
 # What only the marked model depends on: runs that differ in nothing else have the same unmarked twin.
@@ -110,9 +110,10 @@ def other_settings(
         recorded: The other's `config.json`.
         ignored: Settings that may differ.
     """
-    settings = _identity(config, program)
+    settings, defaults = _identity(config, program), default_settings(type(config))
     names = sorted((recorded.keys() | settings.keys()) - ignored)
-    return {name: settings.get(name) for name in names if settings.get(name) != recorded.get(name)}
+    # A setting that there was not yet had its default's effect.
+    return {name: settings.get(name) for name in names if settings.get(name) != recorded.get(name, defaults.get(name))}
 
 
 def keep_key(folder: pathlib.Path, new_key: ds.OwnerKey) -> ds.OwnerKey:
@@ -160,12 +161,12 @@ def save_model(model: keras.Model, path: pathlib.Path) -> None:
     path.with_suffix(".checkpoint").unlink(missing_ok=True)
 
 
-def write_history(path: pathlib.Path, history: Mapping[str, list[float]]) -> None:
+def write_history(path: pathlib.Path, history: Mapping[str, list[float]], first_epoch: int = 0) -> None:
     """Writes one row an epoch."""
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["epoch", *history])
-    writer.writerows([epoch, *values] for epoch, values in enumerate(zip(*history.values(), strict=True)))
+    writer.writerows([epoch, *values] for epoch, values in enumerate(zip(*history.values(), strict=True), first_epoch))
     write_atomically(path, text.getvalue().encode())
 
 

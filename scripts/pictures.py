@@ -31,11 +31,11 @@ def training_picture(
     """
     figure, (loss, accuracy, errors) = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
     for name, history in histories.items():
-        epochs = range(1, len(history["loss"]) + 1)
+        epochs = [epoch + 1 for epoch in history["epoch"]]
         loss.plot(epochs, history["loss"], label=name, **_STYLES[name])
         accuracy.plot(epochs, [100 * value for value in history["accuracy"]], label=name, **_STYLES[name])
     marked = histories["marked"]
-    epochs = range(1, len(marked["loss"]) + 1)
+    epochs = [epoch + 1 for epoch in marked["epoch"]]
     for carrier, color in zip(carriers, itertools.cycle(_CARRIER_COLORS), strict=False):
         named = f", {carrier}" if len(carriers) > 1 else ""
         loss.plot(epochs, marked[f"{carrier}_signature_loss"], label=f"signature{named}", color=color, linestyle=":")

@@ -18,6 +18,7 @@ from typing import Any
 import keras
 
 import deepsigns_tf as ds
+from deepsigns_tf.files import file_digest, write_atomically
 from scripts import folders
 from scripts.configs import command_line, result_settings
 from scripts.fitting import accuracy, batches_of, cosine_schedule, fit_classifier, fresh_start, plain_copy
@@ -119,7 +120,12 @@ def _begin(folder: pathlib.Path, config: TrainingConfig, task: Task, new_key: ds
     owner_key = folders.keep_key(folder, new_key)
     if task.data.tokenizer:
         folders.save_model(task.data.tokenizer, folder / "tokenizer.keras")
-    print(f"Commitment, to publish or time-stamp before training: {owner_key.commitment()}", flush=True)
+    if config.unmarked_epochs or config.fine_tune_epochs:
+        print(
+            "The commitment follows before marking, when the network is there that the key will refer to.", flush=True
+        )
+    else:
+        print(f"Commitment, to publish or time-stamp before training: {owner_key.commitment()}", flush=True)
 
 
 def _unmarked(folder: pathlib.Path, config: TrainingConfig, task: Task) -> keras.Model:
@@ -143,11 +149,20 @@ def _marked(
 ) -> tuple[keras.Model, ds.OwnerKey]:
     path = folder / "marked.keras"
     strategy = strategy_named(config.strategy)
-    start = unmarked if config.fine_tune_epochs else _begun(folder, config, task)
+    if owner_key.reference is not None and not (folder / "reference.keras").exists():
+        raise ValueError(
+            "The network that marking started from is gone. Expected the file that the key refers to. "
+            f"Received: no {folder / 'reference.keras'}"
+        )
+    start = _begun(folder, config, task)
     if start is not None and owner_key.reference is None:
-        reference = start
-        on_chief(strategy, lambda: _begin_with_reference(folder, owner_key, reference))
+        on_chief(strategy, lambda: _begin_with_reference(folder, owner_key))
         owner_key = ds.OwnerKey.load(folder / "owner.key")
+    if owner_key.reference is not None and file_digest(folder / "reference.keras") != owner_key.reference:
+        raise ValueError(
+            "The network that marking started from is another one now. Expected the file that the key refers to. "
+            f"Received: {folder / 'reference.keras'}"
+        )
     if config.num_triggers and owner_key.triggers is None:
         on_chief(strategy, lambda: _begin_with_triggers(folder, config, task, owner_key, unmarked))
         owner_key = ds.OwnerKey.load(folder / "owner.key")
@@ -185,23 +200,21 @@ def _marked(
 def _begun(folder: pathlib.Path, config: TrainingConfig, task: Task) -> keras.Model | None:
     """The network that marking starts from, where it does not start from the first epoch."""
     path, strategy = folder / "reference.keras", strategy_named(config.strategy)
-    if not config.unmarked_epochs:
-        return None
-    if not path.exists():
+    if config.fine_tune_epochs and not path.exists():
+        on_chief(strategy, lambda: write_atomically(path, (folder / "unmarked.keras").read_bytes()))
+    if config.unmarked_epochs and not path.exists():
         with fresh_start(config), strategy.scope():
             model = task.build()
         schedule = cosine_schedule(config, task.data, config.epochs, config.learning_rate)
         fit_classifier(model, folder, "reference", config, task.data, config.unmarked_epochs, schedule)
         plain = plain_copy(model, config, task)
         on_chief(strategy, lambda: folders.save_model(plain, path))
-    return keras.models.load_model(path)
+    return keras.models.load_model(path) if path.exists() else None
 
 
-def _begin_with_reference(folder: pathlib.Path, owner_key: ds.OwnerKey, reference: keras.Model) -> None:
+def _begin_with_reference(folder: pathlib.Path, owner_key: ds.OwnerKey) -> None:
     """Lets the key refer to the network that marking starts from, and commits anew, before it is marked."""
-    if not (folder / "reference.keras").exists():
-        folders.save_model(reference, folder / "reference.keras")
-    owner_key.with_reference(reference).save(folder / "owner.key")
+    owner_key.with_reference(folder / "reference.keras").save(folder / "owner.key")
     owner_key = folders.keep_key(folder, owner_key)
     print(f"Commitment with the reference, to publish before marking: {owner_key.commitment()}", flush=True)
 

@@ -61,10 +61,7 @@ def run(config: Config) -> int:
     by = config.by or ("weights" if owner_key.carriers or owner_key.triggers is None else "answers")
     verdict: ds.Verdict | ds.TriggerVerdict
     if by == "weights":
-        reference = (
-            keras.models.load_model(config.reference, compile=False, safe_mode=True) if config.reference else None
-        )
-        verdict = ds.verify(model, owner_key, commitment=config.commitment, reference=reference)
+        verdict = ds.verify(model, owner_key, commitment=config.commitment, reference=config.reference)
     else:
         verdict = ds.verify_predict_fn(
             lambda inputs: model.predict(inputs, verbose=0),

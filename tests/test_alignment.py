@@ -37,6 +37,12 @@ def test_what_is_missing_is_told():
     assert (alignment.applied(REFERENCE[:, :25])[:, 25:] == 0).all() and alignment.quality == pytest.approx(25 / 30)
 
 
+def test_a_huge_idle_unit_hides_no_other():
+    huge = np.concatenate([REFERENCE[:, ::-1], 1e9 * RANDOM.random((400, 1))], axis=1)
+    alignment = align(REFERENCE, huge)
+    assert alignment.quality == pytest.approx(1.0) and (alignment.sources == np.arange(30)[::-1]).all()
+
+
 def test_a_unit_of_the_reference_that_never_moves_does_not_count():
     still = np.concatenate([REFERENCE, np.zeros((400, 5))], axis=1)
     alignment = align(still, REFERENCE)
@@ -76,7 +82,7 @@ def test_features_that_do_not_belong_together_are_refused(reference, suspect):
 
 
 @pytest.fixture(scope="module")
-def marked():
+def marked(tmp_path_factory):
     """A trained network, and the one that was marked from there, with its key."""
     import keras
 
@@ -100,12 +106,14 @@ def marked():
     keras.utils.set_random_seed(0)
     reference = train(build(), 5)
     key = ds.OwnerKey("ACME Vision", (ds.Carrier("features", range(4), 64),), ds.DecisionRule(), bytes(32))
-    key = key.with_reference(reference).with_key_inputs(x, y, 100)
+    path = tmp_path_factory.mktemp("reference") / "reference.keras"
+    reference.save(path)
+    key = key.with_reference(path).with_key_inputs(x, y, 100)
     model = build(ds.SignatureRegularizer(key, "features", strength=3.0), ds.WatermarkedModel)
     model.set_weights(reference.get_weights())
     plain, key = ds.release(train(model, 20), key)
     unrelated = [train(build(), 5) for _ in range(3)]
-    return reference, plain, key, unrelated
+    return path, plain, key, [reference, *unrelated]
 
 
 def test_a_permuted_copy_is_read_after_matching_it_with_what_does_not_know_the_bits(marked):
@@ -117,7 +125,8 @@ def test_a_permuted_copy_is_read_after_matching_it_with_what_does_not_know_the_b
     for attacked in (permute_units(model, 1), rescale_units(permute_units(model, 1), 2)):
         assert not ds.verify(attacked, key).marked
         verdict = ds.verify(attacked, key, commitment=key.commitment(), reference=reference)
-        assert verdict.marked and verdict.matched and verdict.num_assignments == 2
+        # One layer of each is wide enough; read plainly, and matched with and without sizes.
+        assert verdict.marked and verdict.matched and verdict.num_assignments == 3
         assert any("units were matched" in line for line in verdict.assumptions)
     wider = add_cancelling_units(split_units(model, 3, 0.2), 4, 0.2)
     assert ds.verify(wider, key, commitment=key.commitment(), reference=reference).marked
@@ -127,13 +136,53 @@ def test_unrelated_models_stay_unmarked_after_matching(marked):
     import deepsigns_tf as ds
 
     reference, _, key, unrelated = marked
-    for suspect in (reference, *unrelated):
+    for suspect in unrelated:
         assert ds.verify(suspect, key, reference=reference).log10_p_value > -3
 
 
-def test_another_reference_is_refused(marked):
+def test_bits_read_after_a_match_are_fair_coins(tmp_path):
+    """Whatever is matched with whatever: over keys, half of the bits of a suspect that knows none of them match."""
+    import keras
+
+    import deepsigns_tf as ds
+    from deepsigns_tf.candidates import matched_candidates
+    from deepsigns_tf.owner_key import CarrierLayer
+    from deepsigns_tf.readings import SignatureReader
+
+    keras.utils.set_random_seed(0)
+    x, y = RANDOM.random((200, 16)).astype("float32"), np.arange(200) % 2
+    reference, suspect = (
+        keras.Sequential([keras.Input((16,)), keras.layers.Dense(96, "relu", name="hidden"), keras.layers.Dense(2)])
+        for _ in range(2)
+    )
+    reference.save(tmp_path / "reference.keras")
+    matches = []
+    for number in range(60):
+        seed = number.to_bytes(32, "big")
+        key = ds.OwnerKey("ACME Vision", (ds.Carrier("features", range(2), 40),), ds.DecisionRule(), seed)
+        key = key.with_reference(tmp_path / "reference.keras").with_key_inputs(x, y, 60)
+        key = key.with_layers([CarrierLayer("features", "hidden", 96)])
+        for model in (suspect, reference):
+            (means,) = matched_candidates(model, key, reference, rescale=True)["features"].means.values()
+            matches.append(SignatureReader(key, "features", 96).read(means).num_matches)
+    # 120 readings of 80 bits: four standard deviations of the mean rate.
+    assert np.mean(matches) / 80 == pytest.approx(0.5, abs=4 * 0.5 / np.sqrt(120 * 80))
+
+
+def test_another_reference_is_refused(marked, tmp_path):
+    """Also the same weights behind another graph, with which any reading could be had."""
+    import keras
+
     import deepsigns_tf as ds
 
-    _, model, key, unrelated = marked
+    path, model, key, unrelated = marked
+    reference = keras.models.load_model(path)
+    hidden = reference.get_layer("hidden")
+    permuted = keras.ops.take(hidden.output, np.arange(128)[::-1].copy(), axis=1)
+    forged = keras.Model(reference.inputs, keras.layers.Activation("linear", name="forged")(permuted))
+    unrelated[1].save(tmp_path / "other.keras")
+    forged.save(tmp_path / "forged.keras")
     with pytest.raises(ValueError, match=r"The reference is not this key's\. Expected .* Received: another one"):
-        ds.verify(model, key, reference=unrelated[0])
+        ds.verify(model, key, reference=tmp_path / "other.keras")
+    with pytest.raises(ValueError, match=r"The reference is not this key's"):
+        ds.verify(model, key, reference=tmp_path / "forged.keras")

@@ -54,6 +54,16 @@ def _recurrent():
     return keras.Model(inputs, keras.layers.Dense(2)(x))
 
 
+def _joined_twice():
+    """One unit that is joined to itself, through two ways of pooling, and raw inputs beside it."""
+    inputs, others = keras.Input((8, 8, 3)), keras.Input((4,))
+    maps = keras.layers.Conv2D(6, 3, activation="relu", name="maps")(inputs)
+    pooled = [keras.layers.GlobalAveragePooling2D()(maps), keras.layers.GlobalMaxPooling2D()(maps)]
+    beside = keras.layers.Dense(5, "relu", name="beside")(others)
+    x = keras.layers.Concatenate()([*pooled, others, beside, others])
+    return keras.Model([inputs, others], keras.layers.Dense(2)(keras.layers.Dense(9, "relu", name="hidden")(x)))
+
+
 NETWORKS = {
     "mlp": (mnist_mlp, RANDOM.random((20, 784))),
     "cnn": (cifar10_cnn, RANDOM.integers(0, 256, (20, 32, 32, 3))),
@@ -61,6 +71,7 @@ NETWORKS = {
     "lstm": (lambda: imdb_lstm(num_tokens=50, sequence_length=12), RANDOM.integers(0, 50, (20, 12))),
     "branches": (_branches, RANDOM.normal(size=(20, 8, 8, 3))),
     "recurrent": (_recurrent, RANDOM.integers(0, 20, (20, 6))),
+    "joined twice": (_joined_twice, [RANDOM.normal(size=(20, 8, 8, 3)), RANDOM.normal(size=(20, 4))]),
 }
 
 
@@ -78,7 +89,10 @@ def network(request):
             layer.set_weights(
                 [v + random.normal(scale=0.05, size=v.shape) if v.ndim == 1 else v for v in layer.get_weights()]
             )
-    inputs = inputs.astype(keras.backend.standardize_dtype(model.inputs[0].dtype))
+    kinds = [keras.backend.standardize_dtype(each.dtype) for each in model.inputs]
+    arrays = inputs if isinstance(inputs, list) else [inputs]
+    inputs = [each.astype(kind) for each, kind in zip(arrays, kinds, strict=True)]
+    inputs = inputs if len(inputs) > 1 else inputs[0]
     return model, inputs, _answers(model, inputs)
 
 
@@ -233,12 +247,41 @@ def test_every_norm_that_follows_a_layer_without_activation_is_folded():
             fold_batch_norm(folded)
 
 
+@pytest.mark.parametrize("odd", ["a maker called twice", "a norm of another axis"])
+def test_batch_norms_that_cannot_be_folded_are_left(odd):
+    inputs = keras.Input((4, 4))
+    shared = keras.layers.Dense(4)
+    if odd == "a maker called twice":
+        x = keras.layers.Add()([keras.layers.BatchNormalization()(shared(inputs)), shared(inputs)])
+    else:
+        x = keras.layers.BatchNormalization(axis=1)(shared(inputs))
+    with pytest.raises(ValueError, match="No BatchNorm can be folded"):
+        fold_batch_norm(keras.Model(inputs, x))
+
+
 # What cannot be treated
 
 
 def _with(layer, units=4, shape=(6, 3)):
     inputs = keras.Input(shape)
     return keras.Model(inputs, keras.layers.Dense(2)(layer(keras.layers.Dense(units, name="before")(inputs))))
+
+
+def _first(layer):
+    inputs = keras.Input((6, 3))
+    return keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Dense(5, name="after")(layer(inputs))))
+
+
+class _OwnDense(keras.layers.Dense):
+    def call(self, inputs, training=None):
+        return keras.ops.flip(super().call(inputs), axis=-1)
+
+
+def _given_state():
+    inputs = keras.Input((6, 3))
+    first = keras.layers.GlobalAveragePooling1D()(inputs)
+    x = keras.layers.GRU(4, name="odd")(inputs, initial_state=keras.layers.Dense(4)(first))
+    return keras.Model(inputs, keras.layers.Dense(2)(x))
 
 
 @pytest.mark.parametrize(
@@ -253,6 +296,16 @@ def _with(layer, units=4, shape=(6, 3)):
             "not normalize the last axis",
         ),
         (lambda: _with(keras.layers.Conv1D(4, 2, groups=2, name="odd")), "odd, a Conv1D", "in groups"),
+        (lambda: _with(keras.layers.Dense(4, lora_rank=2, name="odd")), "odd, a Dense", "weights of unknown use"),
+        (lambda: _with(keras.layers.Dense(4, dtype="int8_from_float32", name="odd")), "odd, a Dense", "unknown use"),
+        (lambda: _with(_OwnDense(4, name="odd")), "odd, a _OwnDense", "is not known"),
+        (
+            lambda: _first(keras.layers.EinsumDense("abc,cd->abd", (6, 4), name="odd")),
+            "odd, a EinsumDense",
+            "is not known",
+        ),
+        (lambda: _first(keras.Sequential([keras.layers.Dense(4)], name="odd")), "odd, a Sequential", "is not known"),
+        (_given_state, "odd, a GRU", "takes in 2 tensors"),
         (lambda: _with(keras.layers.LSTM(4, return_state=True, name="odd")), "odd, a LSTM", "3 outputs"),
     ],
 )

@@ -28,6 +28,8 @@ def test_networks_of_a_kind_are_trained_once_each_with_a_seed_of_its_own(small_t
     written = [path.stat().st_mtime_ns for path in paths]
     paths[1].unlink()
     assert populations.run(config) == paths and paths[0].stat().st_mtime_ns == written[0]
+    with pytest.raises(ValueError, match=r"^This folder holds networks of other settings\. Expected "):
+        populations.run(populations.Config(kind="default", num_models=2, epochs=2, runs_dir=str(tmp_path)))
     # The same one again.
     np.testing.assert_allclose(
         keras.models.load_model(paths[1]).get_layer("features").get_weights()[0], kernels[1], atol=1e-5
@@ -67,8 +69,8 @@ def test_a_description_is_of_the_network_and_not_of_its_units_order():
 
 def test_the_area_under_the_curve_is_a_half_for_twins_and_one_for_strangers():
     random = np.random.default_rng(0)
-    same = detector.detectability(random.normal(size=(60, 5)), random.normal(size=(60, 5)), 200)
-    apart = detector.detectability(random.normal(size=(60, 5)) + 3.0, random.normal(size=(60, 5)), 200)
+    same = detector.detectability(random.normal(size=(60, 5)), random.normal(size=(60, 5)), 100)
+    apart = detector.detectability(random.normal(size=(60, 5)) + 3.0, random.normal(size=(60, 5)), 100)
     for name in ("logistic regression", "random forest"):
         low, high = same[name]["interval"]
         assert low < 0.5 < high and low < same[name]["auc"] < high

@@ -46,16 +46,23 @@ def test_disguised_copies_are_recovered_and_unrelated_models_are_not(released, u
 
 
 def test_the_layer_is_chosen_by_its_match_and_not_by_its_bits(released):
-    """A decoy that spells the signature, beside a copy of the marked layer."""
+    """A decoy that spells the signature, beside a damaged copy of the marked layer."""
     marked, key = released
     inputs = keras.Input((16,))
     copy = keras.layers.Dense(128, "relu", name="copy")
     decoy = keras.layers.Dense(128, name="decoy")
     suspect = keras.Model(inputs, [copy(inputs), decoy(inputs)])
-    copy.set_weights(marked.get_layer("hidden").get_weights())
-    random = np.random.default_rng(0)
-    decoy.set_weights([random.normal(size=(16, 128)), random.normal(size=128)])
-    assert read_aligned(suspect, key, marked).quality == pytest.approx(1.0, abs=1e-5)
+    kernel, bias = marked.get_layer("hidden").get_weights()
+    copy.set_weights([kernel + 0.3 * kernel.std() * np.random.default_rng(0).normal(size=kernel.shape), bias])
+    labels = key.key_inputs.labels
+    means = np.stack([key.key_inputs.inputs[labels == label].mean(axis=0) for label in range(4)])
+    spelt = (2.0 * key.signature("features") - 1.0) @ key.projection("features", 128).T
+    decoy.set_weights([np.linalg.pinv(means) @ spelt, np.zeros(128)])
+    alone = {}
+    for name in ("copy", "decoy"):
+        alone[name] = read_aligned(keras.Model(inputs, suspect.get_layer(name).output), key, marked)
+    assert alone["copy"].quality > alone["decoy"].quality
+    assert read_aligned(suspect, key, marked) == alone["copy"]
 
 
 def test_p_values_are_ranks():

@@ -683,8 +683,8 @@ def test_a_trained_model_is_marked_by_fine_tuning(train, quick, begun, tmp_path)
 def test_marking_begins_after_some_epochs_and_the_key_refers_to_the_network_of_that_moment(
     train, quick, begun, tmp_path
 ):
-    from deepsigns_tf.alignment import weights_digest
     from deepsigns_tf.attacks.same_function import permute_units
+    from deepsigns_tf.files import file_digest
 
     config = train.Config(str(tmp_path), dataset="mnist5k", epochs=5, unmarked_epochs=2, strength=3.0)
     begun.stop = {("reference", 1), ("marked", 3)}
@@ -700,17 +700,21 @@ def test_marking_begins_after_some_epochs_and_the_key_refers_to_the_network_of_t
         *(("marked", epoch) for epoch in (2, 3, 3, 4)),
     ]
     assert {path.name for path in tmp_path.iterdir()} == FILES | {"reference.keras", "reference.csv"}
-    key, marked, reference = (
-        ds.OwnerKey.load(tmp_path / "owner.key"),
-        *(keras.models.load_model(tmp_path / f"{name}.keras") for name in ("marked", "reference")),
-    )
-    assert key.reference == weights_digest(reference) and result["verdict"]["marked"]
+    reference = tmp_path / "reference.keras"
+    key, marked = ds.OwnerKey.load(tmp_path / "owner.key"), keras.models.load_model(tmp_path / "marked.keras")
+    assert key.reference == file_digest(reference) and result["verdict"]["marked"]
     assert (tmp_path / "commitment.txt").read_text().strip() == key.commitment() == result["commitment"]
     seconds = [float(row["seconds"]) for name in ("reference", "marked") for row in read_rows(tmp_path / f"{name}.csv")]
     assert len(seconds) == 5 and result["training_seconds"]["marked"] == pytest.approx(sum(seconds), abs=0.06)
     copy = permute_units(marked, seed=0)
     found = [ds.verify(copy, key, reference=each).log10_p_value for each in (None, reference)]
     assert found[0] > -3 and found[1] < -19
+    for content, words in ((b"another", "is another one now"), (None, "is gone")):
+        reference.unlink() if content is None else reference.write_bytes(content)
+        with pytest.raises(
+            ValueError, match=rf"^The network that marking started from {words}\. Expected .* Received: "
+        ):
+            train.run(config)
 
 
 def test_a_schedule_that_takes_over_goes_on_where_the_other_stood(train, digits):
@@ -898,8 +902,10 @@ def test_a_marked_file_exits_with_0_and_writes_its_verdict(finished, tmp_path):
 def test_a_disguised_file_is_read_by_the_reference(tmp_path):
     model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(128, name="hidden")])
     model.save(tmp_path / "model.keras")
-    key = ds.OwnerKey.generate("ACME Vision", [ds.Carrier("features", [0, 1], 32)]).with_reference(model)
-    key = key.with_key_inputs(np.random.default_rng(0).random((64, 8)), np.arange(64) % 2, 32)
+    key = ds.OwnerKey.generate("ACME Vision", [ds.Carrier("features", [0, 1], 32)])
+    key = key.with_reference(tmp_path / "model.keras").with_key_inputs(
+        np.random.default_rng(0).random((64, 8)), np.arange(64) % 2, 32
+    )
     key.with_layers([CarrierLayer("features", "hidden", 128)]).save(tmp_path / "owner.key")
     files = [f"--model={tmp_path / 'model.keras'}", f"--owner_key={tmp_path / 'owner.key'}"]
     process = run_program("scripts.verify", *files, f"--reference={tmp_path / 'model.keras'}")

@@ -11,6 +11,7 @@ import numpy as np
 
 from deepsigns_tf.activations import record_activations
 from deepsigns_tf.attacks.recipes import Recipe, copied, fit, head
+from deepsigns_tf.attacks.units import WITH_KERNEL
 from deepsigns_tf.perturbations import pruned
 
 
@@ -134,7 +135,7 @@ def fine_prune(
     Source: Liu, Dolan-Gavitt, Garg, "Fine-pruning", RAID 2018.
     """
     copy = copied(model, seed)
-    names = [each.name for each in copy.layers if isinstance(each, _WITH_KERNEL)]
+    names = [each.name for each in copy.layers if type(each) in WITH_KERNEL]
     if layer not in names or not 0.0 <= fraction <= 1.0:
         raise ValueError(
             f"These units cannot be silenced. Expected a layer from {names} and a share in [0, 1]. "
@@ -261,9 +262,6 @@ def corrupt_labels(
     drawn = random.random(len(y)) < share
     noisy = np.where(drawn, random.integers(model.output_shape[-1], size=len(y)), y).astype(y.dtype)
     return fit(copied(model, seed), x, noisy, seed, recipe)
-
-
-_WITH_KERNEL = (keras.layers.Dense, keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
 
 
 class _Kept(keras.constraints.Constraint):

@@ -27,7 +27,7 @@ class Examiner:
         marked: The released model.
         x_test: Inputs by which accuracy is measured.
         y_test: `(n,)` integer labels.
-        reference: The key's reference (`OwnerKey.with_reference`); without it no reading is tried by it.
+        reference: File of the key's reference (`OwnerKey.with_reference`); without it no reading is tried by it.
         gate: As in `recover`.
         unrelated: Readings of unrelated models, as in `recover`; without them no recovery is tried.
     """
@@ -36,7 +36,7 @@ class Examiner:
     marked: keras.Model
     x_test: np.ndarray = dataclasses.field(repr=False)
     y_test: np.ndarray = dataclasses.field(repr=False)
-    reference: keras.Model | None = None
+    reference: str | None = None
     gate: float = 0.0
     unrelated: Sequence[AlignedReading] = ()
 
@@ -95,8 +95,9 @@ def survived(outcome: dict[str, Any], accuracy_before: float) -> str:
         accuracy_before: Of the marked model, in [0, 1].
 
     Returns:
-        `"yes"`; `"recovered"`, after units were matched; `"removed"`; or `"with the model"`, where more than five points of accuracy
-        went with the mark.
+        `"yes"`; `"recovered"`, at the level of a committed claim, after units were matched with the key's reference;
+        `"recovered by counting"`, where only a comparison with unrelated models says so; `"removed"`; or `"with the model"`,
+        where more than five points of accuracy went with the mark.
 
     Example:
 
@@ -105,9 +106,12 @@ def survived(outcome: dict[str, Any], accuracy_before: float) -> str:
     """
     if any(outcome.get(part, {}).get("marked") for part in ("weights", "answers")):
         return "yes"
-    if outcome.get("referred", {}).get("marked") or outcome.get("aligned", {}).get("recovered"):
+    if outcome.get("referred", {}).get("marked"):
         return "recovered"
-    return "removed" if accuracy_before - outcome["accuracy"] <= MAX_ACCURACY_LOSS else "with the model"
+    if outcome.get("aligned", {}).get("recovered"):
+        return "recovered by counting"
+    # Accuracies are shares of a test set: what rounding adds to a difference is less than one example.
+    return "removed" if accuracy_before - outcome["accuracy"] <= MAX_ACCURACY_LOSS + 1e-9 else "with the model"
 
 
 def _read(verified: Callable[[], Verdict]) -> dict[str, Any]:

@@ -4,13 +4,22 @@ A mark that is read by layer and index is lost to them at no cost, unless the su
 model's. Outputs stay equal up to rounding. Models are functional or sequential; a layer that cannot be treated is named in the error.
 """
 
+import collections
 from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
 
-from deepsigns_tf.attacks.units import NewUnits, UnitGroup, as_functional, rebuilt, unit_groups, with_units
+from deepsigns_tf.attacks.units import (
+    WITH_KERNEL,
+    NewUnits,
+    UnitGroup,
+    as_functional,
+    rebuilt,
+    unit_groups,
+    with_units,
+)
 
 
 def permute_units(model: keras.Model, seed: int) -> keras.Model:
@@ -210,9 +219,11 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
     functional = as_functional(model)
     takers: dict[int, list[Any]] = {}
     makers: dict[int, Any] = {}
+    num_calls: collections.Counter[str] = collections.Counter()
     kept = []
 
     def note(layer: Any, *args: Any, **kwargs: Any) -> Any:
+        num_calls[layer.name] += 1
         for each in keras.tree.flatten((args, kwargs)):
             if isinstance(each, keras.KerasTensor):
                 takers.setdefault(id(each), []).append(layer)
@@ -228,7 +239,9 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
     foldable: dict[str, str] = {}
     for tensor, layers in takers.items():
         norm, maker = layers[0], makers.get(tensor)
-        if len(layers) == 1 and isinstance(norm, keras.layers.BatchNormalization) and maker and _is_linear(maker):
+        if len(layers) != 1 or maker is None or num_calls[maker.name] != 1 or num_calls[getattr(norm, "name", "")] != 1:
+            continue
+        if _is_linear(maker) and _normalizes_units(norm, maker):
             foldable[norm.name] = maker.name
     if not foldable:
         raise ValueError(
@@ -324,8 +337,13 @@ def _doubled(
 
 
 def _is_linear(layer: Any) -> bool:
-    kinds = (keras.layers.Dense, keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
-    return isinstance(layer, kinds) and layer.activation is keras.activations.linear
+    return type(layer) in WITH_KERNEL and layer.activation is keras.activations.linear
+
+
+def _normalizes_units(norm: Any, maker: Any) -> bool:
+    if type(norm) is not keras.layers.BatchNormalization or getattr(maker, "data_format", None) == "channels_first":
+        return False
+    return norm.axis in (-1, len(maker.output.shape) - 1)
 
 
 def _folded(values: list[np.ndarray], norm: Any) -> list[np.ndarray]:

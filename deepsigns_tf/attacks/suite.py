@@ -32,7 +32,7 @@ from deepsigns_tf.attacks.same_function import (
     rescale_units,
     split_units,
 )
-from deepsigns_tf.attacks.units import as_functional
+from deepsigns_tf.attacks.units import WITH_KERNEL, as_functional
 from deepsigns_tf.attacks.weights import prune_globally, quantize_weights, round_to_float16, shift_weights
 from deepsigns_tf.owner_key import Carrier, OwnerKey
 from deepsigns_tf.perturbations import prune_weights, shake_weights
@@ -49,9 +49,12 @@ class Thief:
         x: `(n, ...)` training inputs of the task.
         y: `(n,)` integer labels.
         recipe: The task's own training: its epochs, and its first learning rate.
-        strength: The weight that the owner's mark has in the loss, which the thief's own is measured by.
-        carriers: What the owner published about the mark: name, classes, bits and pooling, with the names of the marked layers.
-        seed: Of all that the thief draws.
+        strength: The weight that the thief's own mark has in the loss where it is "1 x": the owner's, by default of the program.
+        carriers: Names of the marked layers, with what the owner published about the mark: classes, bits and pooling.
+        marks: Names of the layers that a thief marks who overwrites, with what they carry: the owner's carriers, by default of the
+            program.
+        seed: Of all that the thief draws. Keras draws the same weights from the same seed: take one that is nobody else's
+            (`thiefs_seed`).
     """
 
     x: np.ndarray = dataclasses.field(repr=False)
@@ -59,6 +62,7 @@ class Thief:
     recipe: Recipe
     strength: float
     carriers: Mapping[str, Carrier]
+    marks: Mapping[str, Carrier]
     seed: int
 
     def tuning(self, epochs: int) -> Recipe:
@@ -139,6 +143,20 @@ def suite(
     return tuple(attack for attack in attacks if name != "quick" or not attack.trains)
 
 
+def thiefs_seed(name: str) -> int:
+    """A seed in [0, 2^31) that follows from a name, and is not likely to be an owner's.
+
+    Args:
+        name: Of whatever the thief attacks.
+
+    Example:
+
+    >>> thiefs_seed("model 0") == thiefs_seed("model 1")
+    False
+    """
+    return int.from_bytes(hashlib.sha256(f"thief {name}".encode()).digest()[:4], "big") >> 1
+
+
 def thiefs_key(thief: Thief, carriers: Sequence[Carrier]) -> OwnerKey:
     """The key of a thief who marks the stolen model too, derived from the thief's seed.
 
@@ -148,7 +166,7 @@ def thiefs_key(thief: Thief, carriers: Sequence[Carrier]) -> OwnerKey:
 
     Example:
 
-    >>> thief = Thief(np.zeros((2, 4)), np.arange(2), Recipe(), 1.0, {}, seed=0)
+    >>> thief = Thief(np.zeros((2, 4)), np.arange(2), Recipe(), 1.0, {}, {}, seed=0)
     >>> thiefs_key(thief, [Carrier("features", [0, 1], 32)]).signature("features").shape
     (2, 32)
     """
@@ -187,7 +205,7 @@ def _fine_tuning(all_epochs: Sequence[int]) -> list[Attack]:
 
 def _overwriting(all_epochs: Sequence[int]) -> list[Attack]:
     def elsewhere(model: keras.Model, thief: Thief, epochs: int) -> keras.Model:
-        carrier = next(iter(thief.carriers.values()))
+        carrier = next(iter(thief.marks.values()))
         return _overwritten(model, thief, {_unmarked_layer(model, thief): carrier}, 1.0, epochs)
 
     attacks = []
@@ -206,7 +224,7 @@ def _overwritten_in_place(
 ) -> keras.Model:
     carriers = {
         layer: dataclasses.replace(carrier, bits_per_class=times_the_bits * carrier.bits_per_class)
-        for layer, carrier in thief.carriers.items()
+        for layer, carrier in thief.marks.items()
     }
     return _overwritten(model, thief, carriers, relative_strength, epochs)
 
@@ -235,7 +253,7 @@ def _unmarked_layer(model: keras.Model, thief: Thief) -> str:
     found: list[str] = [
         layer.name
         for layer in functional.layers
-        if isinstance(layer, (keras.layers.Dense, keras.layers.Conv1D, keras.layers.Conv2D))
+        if type(layer) in WITH_KERNEL
         and layer is not head(functional)
         and layer.name not in thief.carriers
         and layer.output.shape[-1] > num_bits
@@ -286,13 +304,9 @@ def _modifications() -> list[Attack]:
 def _last_kernel(model: keras.Model) -> str:
     """The last convolution, or the last Dense layer but the head."""
     functional = as_functional(model)
-    kinds: tuple[Any, ...] = (keras.layers.Conv1D, keras.layers.Conv2D)
-    found: list[str] = [layer.name for layer in functional.layers if isinstance(layer, kinds)]
-    found = found or [
-        layer.name
-        for layer in functional.layers
-        if isinstance(layer, keras.layers.Dense) and layer is not head(functional)
-    ]
+    layers = [layer for layer in functional.layers if type(layer) in WITH_KERNEL and layer is not head(functional)]
+    convolutions = [layer for layer in layers if type(layer) is not keras.layers.Dense]
+    found: list[str] = [layer.name for layer in convolutions or layers]
     if not found:
         raise ValueError(
             "There are no units to silence. Expected a convolution or a hidden Dense layer. "

@@ -39,6 +39,11 @@ _PASSING = (
     keras.layers.ZeroPadding3D,
 )
 _CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
+_MERGING = (keras.layers.Add, keras.layers.Average, keras.layers.Maximum, keras.layers.Subtract)
+# Layers of one kernel, whose last axis is that of their units.
+WITH_KERNEL = (keras.layers.Dense, *_CONVOLUTIONS)
+# Weights whose axes are known; a layer with others (LoRA, quantization) cannot be treated.
+_KNOWN_WEIGHTS = {"kernel", "embeddings", "recurrent_kernel", "bias", "gamma", "beta", "moving_mean", "moving_variance"}
 _RECURRENT = (keras.layers.LSTM, keras.layers.GRU, keras.layers.SimpleRNN)
 # Positively homogeneous: f(s x) = s f(x) for s > 0.
 _HOMOGENEOUS = {"linear", "relu", "leaky_relu"}
@@ -142,7 +147,7 @@ def with_units(model: keras.Model, new_units: Mapping[UnitGroup, NewUnits], seed
     before = _Trace()
     rebuilt(functional, call=before.call)
     plans = {layer: units for group, units in new_units.items() for layer in group.layers}
-    after = _Trace(plans)
+    after = _Trace()
     copy = rebuilt(functional, lambda layer: _resized(layer, plans), after.call)
     weights = _Weights(before, after, plans, seed)
     for layer in functional.layers:
@@ -235,9 +240,13 @@ class _Axis:
 
     @classmethod
     def joined(cls, axes: Iterable["_Axis"]) -> "_Axis":
-        """Several axes one after the other."""
-        parts = list(axes)
-        return cls(*(np.concatenate([getattr(each, name) for each in parts]) for name in ("groups", "units", "slots")))
+        """Several axes one after the other; a unit may stand in more than one."""
+        parts, slots, offset = list(axes), [], 0
+        for each in parts:
+            slots.append(each.slots + offset)
+            offset += each.slots.max(initial=0) + 1
+        groups, units = (np.concatenate([getattr(each, name) for each in parts]) for name in ("groups", "units"))
+        return cls(groups, units, np.concatenate(slots))
 
     def flattened(self, num_pixels: int) -> "_Axis":
         """The axis of maps whose pixels were put side by side."""
@@ -249,10 +258,9 @@ class _Axis:
 class _Trace:
     """Follows units through a graph, as `clone_model` calls its layers one after the other."""
 
-    def __init__(self, plans: Mapping[str, NewUnits] | None = None) -> None:
+    def __init__(self) -> None:
         self.makers: list[str] = []
         self.inputs: dict[str, list[_Axis]] = {}
-        self._plans = plans or {}
         self._sizes: list[int] = []
         self._parents: list[int] = []
         self._unscalable: set[int] = set()
@@ -263,7 +271,8 @@ class _Trace:
     def call(self, layer: Any, *args: Any, **kwargs: Any) -> Any:
         """Calls a layer, and notes which units go in and come out."""
         outputs = layer(*args, **kwargs)
-        tensors = [each for each in keras.tree.flatten((args, kwargs)) if isinstance(each, keras.KerasTensor)]
+        given = args, {name: value for name, value in kwargs.items() if name != "mask"}
+        tensors = [each for each in keras.tree.flatten(given) if isinstance(each, keras.KerasTensor)]
         results = keras.tree.flatten(outputs)
         axes = [self.axis_of(each) for each in tensors]
         if layer.name in self.inputs:
@@ -271,6 +280,8 @@ class _Trace:
         self.inputs[layer.name] = axes
         if len(results) != 1:
             raise _cannot(layer, f"it has {len(results)} outputs")
+        if len(tensors) != 1 and type(layer) not in (*_MERGING, keras.layers.Concatenate):
+            raise _cannot(layer, f"it takes in {len(tensors)} tensors")
         self._axes[id(results[0])] = results[0], self._axis_after(layer, axes, tensors, results[0])
         return outputs
 
@@ -305,11 +316,15 @@ class _Trace:
         ]
 
     def _axis_after(self, layer: Any, axes: list[_Axis], tensors: list[Any], result: Any) -> _Axis:
-        if isinstance(layer, (keras.layers.Dense, *_CONVOLUTIONS, keras.layers.Embedding)):
+        # Kinds are compared exactly: what a subclass does is its own affair.
+        kind, weights = type(layer), {weight.name for weight in getattr(layer, "weights", ())}
+        if not weights <= _KNOWN_WEIGHTS and kind is not keras.layers.Normalization:
+            raise _cannot(layer, f"it has weights of unknown use, {sorted(weights - _KNOWN_WEIGHTS)}")
+        if kind in (*WITH_KERNEL, keras.layers.Embedding):
             return self._made(layer)
-        if isinstance(layer, _RECURRENT):
+        if kind in _RECURRENT:
             return self._made_recurrently(layer, layer.name, layer.units)
-        if isinstance(layer, keras.layers.Bidirectional):
+        if kind is keras.layers.Bidirectional and type(layer.forward_layer) in _RECURRENT:
             halves = [
                 self._made_recurrently(layer, f"{layer.name}/{name}", part.units)
                 for name, part in (("forward", layer.forward_layer), ("backward", layer.backward_layer))
@@ -317,24 +332,25 @@ class _Trace:
             if layer.merge_mode == "concat":
                 return _Axis.joined(halves)
             return self._merged(layer, halves)
-        if all((axis.groups < 0).all() for axis in axes):
-            # Nothing but the model's inputs came in.
+        raw = all((axis.groups < 0).all() for axis in axes)
+        if raw and (not weights or kind in (keras.layers.BatchNormalization, keras.layers.Normalization)):
+            # Nothing but the model's inputs came in, and nothing but they comes out.
             return _Axis.made(-1, result.shape[-1] or 0)
         if getattr(layer, "data_format", None) == "channels_first":
             raise _cannot(layer, "its channels do not come last")
-        if isinstance(layer, keras.layers.BatchNormalization):
+        if kind is keras.layers.BatchNormalization:
             if layer.axis not in (-1, len(result.shape) - 1):
                 raise _cannot(layer, "it does not normalize the last axis")
             return axes[0] if layer.scale else self._through(axes[0], homogeneous=False)
-        if isinstance(layer, keras.layers.Flatten):
+        if kind is keras.layers.Flatten:
             return axes[0].flattened(int(np.prod(tensors[0].shape[1:-1], dtype=np.int64)))
-        if isinstance(layer, (keras.layers.Activation, keras.layers.ReLU, keras.layers.LeakyReLU)):
+        if kind in (keras.layers.Activation, keras.layers.ReLU, keras.layers.LeakyReLU):
             return self._activated(layer, axes[0])
-        if isinstance(layer, _PASSING):
+        if kind in _PASSING:
             return axes[0]
-        if isinstance(layer, (keras.layers.Add, keras.layers.Average, keras.layers.Maximum, keras.layers.Subtract)):
+        if kind in _MERGING:
             return self._merged(layer, axes)
-        if isinstance(layer, keras.layers.Concatenate):
+        if kind is keras.layers.Concatenate:
             if layer.axis in (-1, len(result.shape) - 1):
                 return _Axis.joined(axes)
             return self._merged(layer, axes)
@@ -370,7 +386,7 @@ class _Trace:
         name = getattr(function, "__name__", type(function).__name__)
         if function is not keras.activations.get(name if name in _HOMOGENEOUS | _ELEMENTWISE else None):
             # Of a layer that the model puts out, it may be anything.
-            for group in np.unique(axis.groups):
+            for group in set(np.unique(axis.groups).tolist()) - {-1}:
                 self._untreated[int(group)] = str(_cannot(layer, f"its activation is {name}"))
         return self._through(axis, homogeneous=name in _HOMOGENEOUS)
 
