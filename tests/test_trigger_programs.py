@@ -102,6 +102,7 @@ def test_triggers_of_low_density_are_committed_to_when_the_twin_is_trained(tmp_p
     assert key.triggers.family == "low_density" and key.commitment() == result["commitment"]
 
 
+@pytest.mark.slow
 def test_text_is_marked_with_token_strings(tmp_path):
     settings = {"sequence_length": 32, "num_tokens": 200, "carriers": "features:64", "strength": 10.0}
     _, result = run("train_imdb_lstm", tmp_path / "run", **(SETTINGS | settings | {"num_triggers": 32}))
