@@ -105,7 +105,7 @@ def _granted(reply: bytes, data: bytes) -> Any:
     if len(reply) > _MAX_BYTES:
         raise _refused(f"{len(reply)} bytes, more than any time-stamp needs")
     try:
-        response = rfc3161_client.decode_timestamp_response(reply)
+        response = rfc3161_client.decode_timestamp_response(_with_certificates_in_order(reply))
         status = rfc3161_client.PKIStatus(response.status)
     except ValueError as error:
         raise _refused("something else") from error
@@ -119,6 +119,36 @@ def _granted(reply: bytes, data: bytes) -> Any:
     if algorithm != _SHA256 or message != hashlib.sha256(data).digest():
         raise _refused("the time-stamp of something else")
     return response
+
+
+def _with_certificates_in_order(reply: bytes) -> bytes:
+    """The same reply with its certificates in the order of their bytes, as DER wants a set to be.
+
+    `openssl ts` leaves a chain in the order in which it was given, and the library refuses that. No signature covers the order.
+    """
+    try:
+        response = _elements(reply, 0, len(reply))[0]
+        token = _elements(reply, *response[1:])[1]
+        content = _elements(reply, *token[1:])[1]
+        signed_data = _elements(reply, *content[1:])[0]
+        _, start, end = next(each for each in _elements(reply, *signed_data[1:]) if reply[each[0]] == 0xA0)
+        ordered = b"".join(sorted(reply[first:last] for first, _, last in _elements(reply, start, end)))
+    except (IndexError, StopIteration):
+        return reply
+    return reply[:start] + ordered + reply[end:]
+
+
+def _elements(data: bytes, start: int, end: int) -> list[tuple[int, int, int]]:
+    """Where each element of DER begins, its content begins, and it ends."""
+    found = []
+    while start < end:
+        content, size = start + 2, data[start + 1]
+        if size >= 0x80:
+            content += size - 0x80
+            size = int.from_bytes(data[start + 2 : content], "big")
+        found.append((start, content, content + size))
+        start = content + size
+    return found
 
 
 def _time_stamp(response: Any) -> TimeStamp:
