@@ -171,10 +171,12 @@ def _is_statement(name: str) -> bool:
 def _content(path: pathlib.Path) -> bytes:
     """A small, regular file: no link, pipe or device that somebody put there."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_BYTES:
             raise ValueError(
                 f"This file is no part of any evidence. Expected a regular file of at most {_MAX_BYTES} bytes. Received: {os.fspath(path)}"
             )
-        return file.read(_MAX_BYTES + 1)
+        return os.read(descriptor, _MAX_BYTES + 1)
+    finally:
+        os.close(descriptor)

@@ -151,14 +151,12 @@ def signed_by(signer, reply, folder):
     return b"\x30\x82" + len(content).to_bytes(2, "big") + content
 
 
-@pytest.mark.parametrize(
-    ("purpose", "told"), [("SERVER_AUTH", "unsuitable certificate purpose"), ("EMAIL_PROTECTION", "id-kp-timeStamping")]
-)
-def test_a_certificate_for_other_purposes_is_refused(reply, root, tmp_path, purpose, told):
+@pytest.mark.parametrize("purpose", ["SERVER_AUTH", "EMAIL_PROTECTION", "CODE_SIGNING"])
+def test_a_certificate_for_other_purposes_is_refused(reply, root, tmp_path, purpose):
     """Whoever has any certificate below a root could tell the time otherwise: a web server, a writer of letters."""
     other = certified("Other", root, purposes=[getattr(x509.ExtendedKeyUsageOID, purpose)])
     reason = refused(signed_by(other, reply, tmp_path), STATEMENT, root.pem)
-    assert reason.startswith("a time-stamp that does not hold: ") and told in reason
+    assert reason == "a time-stamp that does not hold: unsuitable certificate purpose"
 
 
 def test_the_same_way_with_a_certificate_for_it_holds(reply, root, tmp_path):
