@@ -212,7 +212,8 @@ class Opened:
             f"{dated}",
             f"it is commitment {self.num_seeds} of that signing key, whose statements were checked without a gap: p was multiplied by "
             f"{self.factor}, so that all seeds it ever commits to err no more often than one",
-            "the claimant holds no other signing key and no second chain of statements: seeds committed to there would have to be paid for",
+            "that signing key is the claimant's, who holds no other and no second chain of statements: seeds committed to there would have "
+            "to be paid for",
         ]
         if self.layers_committed:
             when = f", by {_in_words(self.release_time_stamp)}" if self.release_time_stamp else ""

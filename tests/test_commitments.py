@@ -304,7 +304,7 @@ def test_what_is_said_of_it():
     text = "\n".join(stamped.in_words())
     assert "it existed on 2026-01-02 03:04:05 UTC by the time-stamp of CN=Authority" in text
     assert "it is commitment 1 of that signing key" in text and "p was multiplied by 2" in text
-    assert "the claimant holds no other signing key" in text
+    assert "that signing key is the claimant's, who holds no other" in text
     assert "the carrier-to-layer map was stated before release '1.0', by 2026-01-02" in text
     plain = "\n".join(Evidence(chain_of(KEY)).opened_by(KEY).in_words())
     assert "no time-stamp of it was checked, so its date is for the verifier to judge" in plain and "map" not in plain
