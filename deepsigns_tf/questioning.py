@@ -53,8 +53,8 @@ class Questioning:
     >>> key = OwnerKey.generate("ACME Vision").with_triggers("noise", 100, num_classes=10, examples=np.random.rand(50, 8))
     >>> questioning = Questioning(key, decoys=np.random.rand(50, 8))
     >>> verdict = questioning.run(lambda inputs: np.zeros(len(inputs), int), batch_size=10, max_queries=30)
-    >>> questioning.num_queries, verdict.headline
-    (30, 'NOT DECIDED, 20 of 100 triggers asked for')
+    >>> questioning.num_queries, verdict.decided
+    (30, False)
     """
 
     def __init__(
