@@ -64,7 +64,7 @@ def read_time_stamp(reply: bytes, data: bytes) -> TimeStamp:
     Raises:
         ValueError: If it is no reply, was not granted, or is one to other bytes.
     """
-    return _time_stamp(_granted(reply, data))
+    return _granted(reply, data)[1]
 
 
 def check_time_stamp(reply: bytes, data: bytes, roots: bytes) -> TimeStamp:
@@ -92,33 +92,34 @@ def check_time_stamp(reply: bytes, data: bytes, roots: bytes) -> TimeStamp:
             "There is nobody to trust with the time. Expected root certificates of a time-stamping authority, in PEM. "
             f"Received: {len(roots)} bytes without one"
         ) from error
-    response = _granted(reply, data)
+    response, time_stamp = _granted(reply, data)
     try:
         rfc3161_client.VerifierBuilder(roots=certificates).build().verify_message(response, data)
-    except rfc3161_client.VerificationError as error:
+    except Exception as error:  # What a made-up certificate raises is no closed list.
         raise _refused(_reason(error)) from error
-    return _time_stamp(response)
+    return time_stamp
 
 
-def _granted(reply: bytes, data: bytes) -> Any:
-    """A reply that grants a time-stamp of these bytes, as it says itself."""
+def _granted(reply: bytes, data: bytes) -> tuple[Any, TimeStamp]:
+    """A reply that grants a time-stamp of these bytes, and what it says, as it says itself."""
     if len(reply) > _MAX_BYTES:
         raise _refused(f"{len(reply)} bytes, more than any time-stamp needs")
     try:
         response = rfc3161_client.decode_timestamp_response(_with_certificates_in_order(reply))
         status = rfc3161_client.PKIStatus(response.status)
-    except ValueError as error:
+    except Exception as error:  # Nor is what the library raises.
         raise _refused("something else") from error
     if status != rfc3161_client.PKIStatus.GRANTED:
         raise _refused(f"the status {status.name.lower()}, {response.status_string}")
     try:
-        imprint = response.tst_info.message_imprint
-        algorithm, message = imprint.hash_algorithm, imprint.message
-    except ValueError as error:
+        info = response.tst_info
+        imprint = info.message_imprint.hash_algorithm, info.message_imprint.message
+        time_stamp = TimeStamp(info.gen_time, _signer(response), int(info.serial_number))
+    except Exception as error:
         raise _refused("something else") from error
-    if algorithm != _SHA256 or message != hashlib.sha256(data).digest():
+    if imprint != (_SHA256, hashlib.sha256(data).digest()):
         raise _refused("the time-stamp of something else")
-    return response
+    return response, time_stamp
 
 
 def _with_certificates_in_order(reply: bytes) -> bytes:
@@ -149,11 +150,6 @@ def _elements(data: bytes, start: int, end: int) -> list[tuple[int, int, int]]:
         found.append((start, content, content + size))
         start = content + size
     return found
-
-
-def _time_stamp(response: Any) -> TimeStamp:
-    info = response.tst_info
-    return TimeStamp(info.gen_time, _signer(response), int(info.serial_number))
 
 
 def _signer(response: Any) -> str:
