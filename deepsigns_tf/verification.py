@@ -6,15 +6,15 @@ error rate.
 
 import dataclasses
 import math
-from typing import Any, get_args
+from typing import Any, Self, get_args
 
 import keras
 import numpy as np
 
-from deepsigns_tf.alignment import weights_digest
 from deepsigns_tf.candidates import best_readings, candidate_means, matched_candidates
 from deepsigns_tf.owner_key import OwnerKey
 from deepsigns_tf.readings import SignatureReading, joint_log10_p
+from deepsigns_tf.responses import Respondent, respondent
 from deepsigns_tf.statistics import (
     MAX_ENUMERATED_BITS,
     DecisionRule,
@@ -60,6 +60,14 @@ class Decision:
         if not self.marked:
             return "NOT MARKED"
         return "MARKED" if self.committed else "MARKED, if the key is older than the model"
+
+    def assuming(self, *sentences: str) -> Self:
+        """The same decision, which rests on some more.
+
+        Args:
+            sentences: For `assumptions`.
+        """
+        return dataclasses.replace(self, assumptions=(*self.assumptions, *sentences))
 
     def _in_words(self, findings: list[str], test: str) -> str:
         """For people: the headline, what was found, and what it rests on."""
@@ -161,11 +169,11 @@ class Verdict(Decision):
 
 
 def verify(
-    model: keras.Model,
+    model: keras.Model | Respondent,
     owner_key: OwnerKey,
     *,
     commitment: str | None = None,
-    reference: keras.Model | None = None,
+    reference: keras.Model | Respondent | None = None,
 ) -> Verdict:
     """Reads the mark from a suspect's weights and decides by the rule fixed in the key.
 
@@ -174,13 +182,13 @@ def verify(
     every layer that is wide enough for the bits.
 
     Args:
-        model: The suspect, any Keras model. Only load files you trust, or look at them first.
+        model: The suspect: any Keras model, or a file of somebody else's as `load_suspect` opens it.
         owner_key: The claimant's key, after `release` (it must know the carriers' widths).
         commitment: The commitment that the claimant published before training, taken by whoever verifies from a dated
             source of their own. With it the rule's level for committed claims applies.
-        reference: The model whose digest stands in the key (`OwnerKey.with_reference`). The suspect's units are then matched with its, by
-            what both do with the key inputs, whatever their order and size, and the bits are read after that. As the bits were
-            derived from the reference, it cannot know them, and p is as exact as without.
+        reference: The model, in either form, whose digest stands in the key (`OwnerKey.with_reference`). The suspect's units are then
+            matched with its, by what both do with the key inputs, whatever their order and size, and the bits are read after that. As
+            the bits were derived from the reference, it cannot know them, and p is as exact as without.
 
     Returns:
         The verdict.
@@ -210,7 +218,7 @@ def verify(
     if reference is None:
         ways = [candidate_means(model, owner_key)]
     else:
-        if owner_key.reference != weights_digest(reference):
+        if owner_key.reference != respondent(reference).weights_digest():
             raise ValueError(
                 "The reference is not this key's. Expected the model that `with_reference` was given before marking. "
                 f"Received: {'another one' if owner_key.reference else 'a key without a reference'}"
@@ -222,7 +230,8 @@ def verify(
         judge(best_readings(each, owner_key), owner_key, num_assignments, committed, matched=reference is not None)
         for each in ways
     ]
-    return min(verdicts, key=lambda verdict: verdict.log10_p_value)
+    caveats = [caveat for each in (model, reference) if each is not None for caveat in respondent(each).caveats]
+    return min(verdicts, key=lambda verdict: verdict.log10_p_value).assuming(*dict.fromkeys(caveats))
 
 
 def check_commitment(owner_key: OwnerKey, commitment: str | None) -> bool:

@@ -15,7 +15,7 @@ PACKAGE = "deepsigns_tf"
 ROWS = [
     {"derivation", "statistics", "files", "keras_internals"},
     {"activations", "losses", "label_scope", "perturbations", "alignment"},
-    {"examples", "batch_norm"},
+    {"examples", "batch_norm", "responses"},
     {"triggers"},
     {"owner_key"},
     {"regularizers", "readings"},
