@@ -171,7 +171,7 @@ def respondent(model: keras.Model | Respondent) -> Respondent:
 
     Example:
 
-    >>> respondent(keras.Sequential([keras.Input((8,), name="pixels")])).input_shapes()
+    >>> respondent(keras.Sequential([keras.Input((8,), name="pixels"), keras.layers.Dense(2)])).input_shapes()
     {'pixels': (None, 8)}
     """
     return LocalModel(model) if isinstance(model, keras.Model) else model

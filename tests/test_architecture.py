@@ -13,10 +13,10 @@ PACKAGE = "deepsigns_tf"
 
 # From the foundation up.
 ROWS = [
-    {"derivation", "statistics", "files", "keras_internals"},
-    {"activations", "losses", "label_scope", "perturbations", "alignment"},
-    {"examples", "batch_norm", "responses"},
-    {"triggers"},
+    {"derivation", "statistics", "files", "keras_internals", "suspect_builtins", "suspect_jail"},
+    {"activations", "losses", "label_scope", "perturbations", "alignment", "suspect_files"},
+    {"examples", "batch_norm", "responses", "suspect_pipe", "suspect_weights"},
+    {"triggers", "suspects", "suspect_child"},
     {"owner_key"},
     {"regularizers", "readings"},
     {"watermarked_model", "candidates"},
