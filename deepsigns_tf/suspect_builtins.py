@@ -117,8 +117,8 @@ OPERATIONS = {
 
 # Module -> the classes that it may be asked for.
 CLASSES: dict[str, frozenset[str]] = {
-    "keras": frozenset({"Functional", "Model", "Sequential"}) | DTYPE_POLICIES,
-    "keras.models": frozenset({"Functional", "Model", "Sequential"}),
+    "keras": frozenset({"DTypePolicy", "FloatDTypePolicy", "Model", "Sequential"}),
+    "keras.models": frozenset({"Model", "Sequential"}),
     "keras.src.models.functional": frozenset({"Functional"}),
     "keras.src.models.model": frozenset({"Model"}),
     "keras.src.models.sequential": frozenset({"Sequential"}),

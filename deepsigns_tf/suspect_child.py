@@ -28,19 +28,19 @@ _MAX_TEXT = 2000
 _UNLIMITED = 1 << 62
 
 
-def main(plan: str, refusal: str) -> None:
+def main(plan: str, refusals: str) -> None:
     """Opens a file and answers until nobody asks any more.
 
     Args:
         plan: JSON of what `suspects.Suspect` planned.
-        refusal: Why this process could not leave the network; empty if it did.
+        refusals: JSON of what the kernel refused, by what it was, and why.
     """
     planned = json.loads(plan)
     pipe = _own_pipe()
     # Python would look for a folder by writing into it, and no file may grow here.
     tempfile.tempdir = os.getcwd()
     # Before anything of the file is touched: afterwards nothing that this process says is sure.
-    pipe.send({"refusal": refusal})
+    pipe.send({"refusals": json.loads(refusals)})
     try:
         _limit_memory(planned["memory_bytes"], for_good=False)
         with zipfile.ZipFile(planned["archive"]) as archive:
@@ -93,6 +93,8 @@ def _used_bytes(field: int) -> int:
 
 
 def _loaded(planned: dict[str, Any], num_numbers: int) -> Any:
+    # Keras takes it where it is installed, and it wants to write.
+    sys.modules.setdefault("matplotlib", None)  # type: ignore[arg-type]
     custom_objects = {}
     if planned["custom_objects"]:
         # These come with all that they import, from wherever the parent has it.

@@ -31,7 +31,7 @@ import numpy as np
 from deepsigns_tf.activations import Inputs
 from deepsigns_tf.responses import Place, Responses, Role
 from deepsigns_tf.suspect_files import LookedAt, SuspectLimits, look_at_file, refuse, shown
-from deepsigns_tf.suspect_jail import ISOLATION
+from deepsigns_tf.suspect_jail import REFUSALS
 from deepsigns_tf.suspect_pipe import Pipe, TalkError
 
 _MIN_KERAS = (3, 15)
@@ -83,7 +83,7 @@ class Suspect:
         self._pipe = Pipe(self._process.stdout.fileno(), self._process.stdin.fileno())
         try:
             started, _ = self._told(deadline)
-            self._refusal = _text(started["refusal"])
+            self._refusals = _refusals(started)
             loaded, _ = self._told(deadline)
             self._inputs, self._layers = _inputs_and_layers(loaded)
         except BaseException:
@@ -105,17 +105,19 @@ class Suspect:
 
     @property
     def isolation(self) -> str:
-        """How far the process is from the network, in words."""
-        if not self._refusal:
-            return "in a network of its own"
-        return f"NOT in a network of its own, which the kernel refused: {self._refusal}"
+        """How far the process is from network and files, in words."""
+        network, files = self._refusals["network"], self._refusals["files"]
+        return (
+            f"{'NOT ' if network else ''}in a network of its own{f' ({network})' if network else ''}, "
+            f"{'able' if files else 'unable'} to change files{f' ({files})' if files else ''}"
+        )
 
     @property
     def caveats(self) -> tuple[str, ...]:
         """What a verdict must say about how the model was run; empty where nothing is missing."""
         found = []
-        if self._refusal:
-            found.append(f"the suspect ran {self.isolation}; it was loaded with all other limits")
+        if any(self._refusals.values()):
+            found.append(f"the suspect ran {self.isolation}: the kernel refused more; all other limits held")
         if self._custom_objects:
             found.append(
                 f"code that whoever verifies trusted ran as part of the suspect: {', '.join(self._custom_objects)}"
@@ -326,7 +328,7 @@ def _started(
         "cpu_s": math.ceil(limits.cpu_s),
         "num_files": _NUM_FILES,
         "num_processes": 64 + 8 * (os.cpu_count() or 1),
-        "command": [*interpreter, "-c", _START, str(package), json.dumps(plan), ISOLATION],
+        "command": [*interpreter, "-c", _START, str(package), json.dumps(plan), REFUSALS],
     }
     environment = {
         "PATH": os.defpath,
@@ -383,6 +385,12 @@ def _lists(content: Any, *names: str) -> list[list[Any]]:
     return [each if isinstance(each, list) else [] for each in found]
 
 
+def _refusals(started: Any) -> dict[str, str]:
+    told = started.get("refusals") if isinstance(started, dict) else None
+    names = ("network", "files")
+    return {name: _text(told.get(name, "unknown") if isinstance(told, dict) else "unknown") for name in names}
+
+
 def _inputs_and_layers(loaded: Any) -> tuple[dict[str, tuple[int | None, ...]], list[str]]:
     inputs = loaded.get("inputs") if isinstance(loaded, dict) else None
     (layers,) = _lists(loaded, "layers")
@@ -412,4 +420,4 @@ def _is_place(value: Any, num_roles: int) -> bool:
     if not (isinstance(value, list) and len(value) == 3):
         return False
     number, path, call = value
-    return type(number) is int and 0 <= number < num_roles and isinstance(path, str) and type(call) is int and call >= 0
+    return type(number) is int and 0 <= number < num_roles and _is_path(path) and type(call) is int and call >= 0
