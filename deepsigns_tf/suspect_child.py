@@ -105,6 +105,7 @@ def _loaded(planned: dict[str, Any], num_numbers: int) -> Any:
 
     # What the framework sets up when it first runs is not the suspect's to pay for.
     keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)]).predict(np.ones((1, 1), "float32"), verbose=0)
+    keras.utils.clear_session()
     _limit_memory(planned["memory_bytes"], for_good=True)
     _limit_variables(keras.Variable, _NUMBERS_PER_NUMBER * num_numbers + _FREE_NUMBERS)
     model = keras.saving.load_model(planned["archive"], custom_objects, compile=False, safe_mode=True)

@@ -34,7 +34,9 @@ def residual() -> keras.Model:
 def operations() -> keras.Model:
     inputs = keras.Input((6, 4))
     x = ops.mean(2 * inputs[:, 1:] + 1.0, axis=1)
-    return keras.Model(inputs, layers.Dense(4, activation=keras.activations.silu)(ops.concatenate([x, ops.relu(x)])))
+    return keras.Model(
+        inputs, layers.Dense(4, activation=keras.activations.silu)(ops.concatenate([x, ops.relu(x)], axis=-1))
+    )
 
 
 def attention() -> keras.Model:
