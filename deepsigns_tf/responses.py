@@ -94,6 +94,7 @@ class LocalModel:
 
     Args:
         model: Any Keras model.
+        batch_size: Inputs at a time; what all layers put out for them is held at once.
 
     Example:
 
@@ -104,8 +105,9 @@ class LocalModel:
     ((2, 128), 2)
     """
 
-    def __init__(self, model: keras.Model) -> None:
+    def __init__(self, model: keras.Model, batch_size: int = 128) -> None:
         self._model = model
+        self._batch_size = batch_size
 
     @property
     def caveats(self) -> tuple[str, ...]:
@@ -157,7 +159,7 @@ class LocalModel:
     def _heard(self, inputs: Inputs, roles: Sequence[Role]) -> Iterator[tuple[slice, int, Place, np.ndarray]]:
         """Rows, number of the role, place and `(rows, M')` features of every output that is wide enough for the role's bits."""
         layers = named_layers(self._model)
-        for rows, outputs, _ in record_activations(self._model, inputs, layers):
+        for rows, outputs, _ in record_activations(self._model, inputs, layers, self._batch_size):
             places = [(Place(path, call), output) for path in layers for call, output in enumerate(outputs[path])]
             for (place, output), (number, role) in itertools.product(places, enumerate(roles)):
                 width = _width(output, len(range(rows.start, rows.stop)), role)

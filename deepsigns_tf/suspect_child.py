@@ -25,6 +25,8 @@ from deepsigns_tf.suspect_weights import look_at_weights
 _FREE_NUMBERS = 1 << 20
 _NUMBERS_PER_NUMBER = 2
 _MAX_TEXT = 2000
+# All layers' outputs for so many inputs must fit: of WRN-28-10 they take 0.9 GiB.
+_BATCH_SIZE = 32
 _UNLIMITED = 1 << 62
 
 
@@ -140,7 +142,7 @@ def _answers(model: Any) -> dict[str, Callable[[dict[str, Any], list[np.ndarray]
     """What may be asked -> how it is answered."""
     from deepsigns_tf.responses import LocalModel, Responses, Role
 
-    local = LocalModel(model)
+    local = LocalModel(model, _BATCH_SIZE)
 
     def inputs_of(asked: dict[str, Any], arrays: list[np.ndarray]) -> Any:
         named = dict(zip(asked["names"], arrays, strict=False))

@@ -119,7 +119,7 @@ def shown(value: object) -> str:
     Example:
 
     >>> shown("a" * 1000)[-6:], shown("\\x1b[31m")
-    ("aaa...", "'\\\\x1b[31m'")
+    ('aaa...', "'\\\\x1b[31m'")
     """
     text = ascii(value)
     return text if len(text) <= 100 else text[:97] + "..."

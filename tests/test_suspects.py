@@ -314,6 +314,18 @@ def test_a_suspect_is_verified_as_a_model_of_this_process_is(folder):
     key = key.with_triggers("noise", 50, 4, random.random((50, 8)))
     with load_suspect(save(folder, network)) as suspect:
         assert (suspect.isolation == ISOLATED) == (suspect.caveats == ())
+        limits, status = (
+            pathlib.Path(f"/proc/{suspect._process.pid}/{name}").read_text() for name in ("limits", "status")
+        )
+        assert re.search(r"^Max file size +0 +0 ", limits, re.MULTILINE)
+        assert re.search(r"^Max core file size +0 +0 ", limits, re.MULTILINE)
+        assert re.search(r"^Max cpu time +7200 +7200 ", limits, re.MULTILINE)
+        soft, hard = map(int, re.search(r"^Max address space +(\d+) +(\d+) ", limits, re.MULTILINE).groups())
+        # What TensorFlow has when it has started, 2 GiB here and more on more cores, and 3 GiB.
+        assert 3 * GIB < soft == hard < 8 * GIB
+        assert re.search(r"^CapEff:\s+0+$", status, re.MULTILINE) and re.search(
+            r"^NoNewPrivs:\s+1$", status, re.MULTILINE
+        )
         for settings in ({}, {"reference": suspect}):
             found = ds.verify(suspect, key, **settings).to_dict()
             expected = ds.verify(network, key, **({"reference": network} if settings else {})).to_dict()
@@ -358,7 +370,7 @@ def test_no_secret_reaches_the_process(folder, monkeypatch):
     bits, projection = key.signature("features"), key.projection("features", 128)
     for secret in (seed, seed.hex().encode(), bits.tobytes(), np.packbits(bits).tobytes(), projection[0].tobytes()):
         assert secret not in told
-    assert b"features" not in told.replace(b"'features'", b"") or b'"features"' not in told
+    assert b'"features"' not in told and b"ACME" not in told
 
 
 # Custom objects
