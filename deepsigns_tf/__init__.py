@@ -8,6 +8,8 @@ from deepsigns_tf.questioning import Questioning
 from deepsigns_tf.regularizers import SignatureRegularizer, owner_key_scope
 from deepsigns_tf.release import release
 from deepsigns_tf.statistics import DecisionRule
+from deepsigns_tf.suspect_files import SuspectLimits
+from deepsigns_tf.suspects import Suspect, load_suspect
 from deepsigns_tf.trigger_verification import TriggerVerdict, verify_predict_fn, verify_predictions
 from deepsigns_tf.triggers import TriggerSet, mix_triggers
 from deepsigns_tf.verification import Verdict, verify
@@ -22,12 +24,15 @@ __all__ = [
     "Questioning",
     "SignatureLogger",
     "SignatureRegularizer",
+    "Suspect",
+    "SuspectLimits",
     "TriggerLogger",
     "TriggerSet",
     "TriggerVerdict",
     "Verdict",
     "WatermarkedModel",
     "WatermarkedSequential",
+    "load_suspect",
     "mix_triggers",
     "owner_key_scope",
     "prune_weights",

@@ -7,11 +7,12 @@ from typing import Any, Literal
 import keras
 import numpy as np
 
-from deepsigns_tf.candidates import Place, candidate_means
+from deepsigns_tf.candidates import candidate_means
 from deepsigns_tf.losses import signature_loss
 from deepsigns_tf.owner_key import OwnerKey
 from deepsigns_tf.perturbations import pruned, shaken
 from deepsigns_tf.readings import SignatureReader
+from deepsigns_tf.responses import Place
 from deepsigns_tf.watermarked_model import marked_layers
 
 

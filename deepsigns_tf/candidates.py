@@ -4,30 +4,18 @@ Layers of a stolen model may have been renamed or reordered: every output of the
 """
 
 import dataclasses
-import itertools
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
 
 import keras
 import numpy as np
 
-from deepsigns_tf.activations import Inputs, class_membership, named_layers, num_features, pool, record_activations
 from deepsigns_tf.alignment import align
-from deepsigns_tf.owner_key import Carrier, KeyInputs, OwnerKey
+from deepsigns_tf.owner_key import KeyInputs, OwnerKey
 from deepsigns_tf.readings import SignatureReader, SignatureReading
+from deepsigns_tf.responses import Place, Respondent, Responses, Role, respondent
 
 # Of a unit's size, in single precision.
 _ROUNDING = 1e-6
-
-
-class Place(NamedTuple):
-    """Where an output of a suspect comes from: a layer, by its path, and which of its calls. Printed as `path@call`."""
-
-    path: str
-    call: int
-
-    def __str__(self) -> str:
-        return f"{self.path}@{self.call}" if self.call else self.path
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -46,11 +34,11 @@ class Candidates:
     qualities: dict[Place, float] = dataclasses.field(default_factory=dict)
 
 
-def candidate_means(model: keras.Model, owner_key: OwnerKey) -> dict[str, Candidates]:
+def candidate_means(model: keras.Model | Respondent, owner_key: OwnerKey) -> dict[str, Candidates]:
     """Class means of the key inputs in every layer that could play a carrier's role, in one pass over the key inputs.
 
     Args:
-        model: Any Keras model.
+        model: Any Keras model, or a suspect in a process of its own.
         owner_key: A key with key inputs and layers.
 
     Returns:
@@ -61,7 +49,7 @@ def candidate_means(model: keras.Model, owner_key: OwnerKey) -> dict[str, Candid
 
     Example:
 
-    >>> from deepsigns_tf.owner_key import CarrierLayer
+    >>> from deepsigns_tf.owner_key import Carrier, CarrierLayer
     >>> key = OwnerKey.generate("ACME Vision", [Carrier("features", [0, 1], 32)])
     >>> key = key.with_key_inputs(np.random.rand(64, 8), np.arange(64) % 2, num_per_class=8)
     >>> key = key.with_layers([CarrierLayer("features", "hidden", 128)])
@@ -71,18 +59,13 @@ def candidate_means(model: keras.Model, owner_key: OwnerKey) -> dict[str, Candid
     >>> candidate_means(suspect, key)["features"].num_admissible
     2
     """
-    widths = {layer.carrier: layer.num_units for layer in owner_key.layers}
-    means, admissible = _means_of_key_inputs(model, owner_key)
-    return {
-        name: Candidates(
-            {place: each for place, each in found.items() if each.shape[1] == widths[name]}, admissible[name]
-        )
-        for name, found in means.items()
-    }
+    widths = {layer.carrier: (layer.num_units, layer.num_units) for layer in owner_key.layers}
+    found = _means_of_key_inputs(respondent(model), owner_key, widths)
+    return {name: Candidates(heard.arrays, heard.num_admissible) for name, heard in found.items()}
 
 
 def matched_candidates(
-    model: keras.Model, owner_key: OwnerKey, reference: keras.Model, rescale: bool
+    model: keras.Model | Respondent, owner_key: OwnerKey, reference: keras.Model | Respondent, rescale: bool
 ) -> dict[str, Candidates]:
     """Class means of the key inputs in every output that is wide enough, in the units of a reference's layer.
 
@@ -91,7 +74,7 @@ def matched_candidates(
     count as admissible all the same. So do the reference's own outputs: which of them stands for a carrier is not committed.
 
     Args:
-        model: The suspect, any Keras model.
+        model: The suspect, any Keras model, or one in a process of its own.
         owner_key: A key with key inputs and layers.
         reference: A model of the architecture that the key's layers name.
         rescale: As in `align`.
@@ -102,20 +85,22 @@ def matched_candidates(
     Raises:
         ValueError: As `candidate_means`; also if the reference has no such layers.
     """
-    means, admissible = _means_of_key_inputs(model, owner_key)
+    suspect, known = respondent(model), respondent(reference)
+    exact = {layer.carrier: (layer.num_units, layer.num_units) for layer in owner_key.layers}
+    wide = {name: (width // 4, 4 * width) for name, (width, _) in exact.items()}
+    means = _means_of_key_inputs(suspect, owner_key, wide)
     assert owner_key.key_inputs is not None
     labels = owner_key.key_inputs.labels
-    widths = {layer.carrier: layer.num_units for layer in owner_key.layers}
-    features = _features(model, owner_key, {name: (width // 4, 4 * width) for name, width in widths.items()})
-    of_reference = _features(reference, owner_key, {name: (width, width) for name, width in widths.items()})
-    _, admissible_in_reference = _means_of_key_inputs(reference, owner_key)
+    features = _features(suspect, owner_key, wide)
+    of_reference = _features(known, owner_key, exact)
+    in_reference = _means_of_key_inputs(known, owner_key, exact)
     result = {}
     for layer in owner_key.layers:
         expected = of_reference[layer.carrier].get(Place(layer.path, 0))
         if expected is None:
             raise ValueError(
                 f"The reference has another architecture than the marked model. Expected a layer {layer.path!r} with {layer.num_units} "
-                f"features. Received: layers {list(named_layers(reference))}"
+                f"features. Received: layers {known.layer_paths()}"
             )
         profiles = _within_classes(expected, labels)
         alignments = {
@@ -124,45 +109,44 @@ def matched_candidates(
             if np.isfinite(responses).all()
         }
         result[layer.carrier] = Candidates(
-            {place: alignment.applied(means[layer.carrier][place]) for place, alignment in alignments.items()},
-            admissible[layer.carrier] * admissible_in_reference[layer.carrier],
+            {place: alignment.applied(means[layer.carrier].arrays[place]) for place, alignment in alignments.items()},
+            means[layer.carrier].num_admissible * in_reference[layer.carrier].num_admissible,
             {place: alignment.quality for place, alignment in alignments.items()},
         )
     return result
 
 
 def _means_of_key_inputs(
-    model: keras.Model, owner_key: OwnerKey
-) -> tuple[dict[str, dict[Place, np.ndarray]], dict[str, int]]:
-    """Carrier -> place -> class means, in every output that is wide enough; and how many those are."""
+    model: Respondent, owner_key: OwnerKey, widths: Mapping[str, tuple[int, int]]
+) -> dict[str, Responses]:
+    """Carrier -> class means in every output of a width between two numbers, and how many are wide enough for its bits."""
     key_inputs = owner_key.key_inputs
     if key_inputs is None:
         raise ValueError("There is nothing to read with. Expected a key with key inputs. Received: a key without")
     _check_key_inputs(model, key_inputs)
-    carriers = [owner_key.carrier(layer.carrier) for layer in owner_key.layers]
-    sums: dict[str, dict[Place, np.ndarray]] = {carrier.name: {} for carrier in carriers}
-    for rows, carrier, place, features in _heard(model, key_inputs.inputs, carriers):
-        # Activations that are not finite are for the caller to judge.
-        with np.errstate(invalid="ignore"):
-            total = _membership(key_inputs.labels[rows], carrier) @ features
-        sums[carrier.name][place] = sums[carrier.name].get(place, 0.0) + total
-    counts = {carrier.name: _membership(key_inputs.labels, carrier).sum(axis=1)[:, None] for carrier in carriers}
-    means = {name: {place: total / counts[name] for place, total in totals.items()} for name, totals in sums.items()}
-    return means, {name: len(found) for name, found in means.items()}
+    found = model.class_means(key_inputs.inputs, key_inputs.labels, _roles(owner_key, widths))
+    return dict(zip(widths, found, strict=True))
 
 
 def _features(
-    model: keras.Model, owner_key: OwnerKey, widths: Mapping[str, tuple[int, int]]
+    model: Respondent, owner_key: OwnerKey, widths: Mapping[str, tuple[int, int]]
 ) -> dict[str, dict[Place, np.ndarray]]:
-    """Carrier -> place -> `(n, M')` features of the key inputs, in every output of a width between two numbers."""
+    """Carrier -> place -> `(n, M')` float64 features of the key inputs, in every output of a width between two numbers."""
     assert owner_key.key_inputs is not None
-    carriers = [owner_key.carrier(layer.carrier) for layer in owner_key.layers]
-    parts: dict[str, dict[Place, list[np.ndarray]]] = {carrier.name: {} for carrier in carriers}
-    for _, carrier, place, features in _heard(model, owner_key.key_inputs.inputs, carriers):
-        least, most = widths[carrier.name]
-        if least <= features.shape[1] <= most:
-            parts[carrier.name].setdefault(place, []).append(features)
-    return {name: {place: np.concatenate(each) for place, each in found.items()} for name, found in parts.items()}
+    found = model.features(owner_key.key_inputs.inputs, _roles(owner_key, widths))
+    return {
+        name: {place: features.astype(np.float64) for place, features in heard.arrays.items()}
+        for name, heard in zip(widths, found, strict=True)
+    }
+
+
+def _roles(owner_key: OwnerKey, widths: Mapping[str, tuple[int, int]]) -> list[Role]:
+    """What a respondent is told of the carriers: not even their names."""
+    carriers = {name: owner_key.carrier(name) for name in widths}
+    return [
+        Role(tuple(carrier.classes), carrier.pooling, carrier.bits_per_class, *widths[name])
+        for name, carrier in carriers.items()
+    ]
 
 
 def _within_classes(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -172,24 +156,6 @@ def _within_classes(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
         left[labels == label] -= left[labels == label].mean(axis=0)
     # What rounding leaves of a unit that never moves is no response.
     return np.where(np.abs(left).max(axis=0) > _ROUNDING * np.abs(features).max(axis=0), left, 0.0)
-
-
-def _heard(
-    model: keras.Model, inputs: Inputs, carriers: list[Carrier]
-) -> Iterator[tuple[slice, Carrier, Place, np.ndarray]]:
-    """Rows, carrier, place and `(rows, M')` float64 features of every output that is wide enough for a carrier's bits."""
-    layers = named_layers(model)
-    for rows, outputs, _ in record_activations(model, inputs, layers):
-        places = [(Place(path, call), output) for path in layers for call, output in enumerate(outputs[path])]
-        for (place, output), carrier in itertools.product(places, carriers):
-            width = _width(output, len(range(rows.start, rows.stop)), carrier)
-            if width is not None and width > carrier.bits_per_class:
-                yield (
-                    rows,
-                    carrier,
-                    place,
-                    np.asarray(keras.ops.convert_to_numpy(pool(output, carrier.pooling)), np.float64),
-                )
 
 
 def best_readings(candidates: Mapping[str, Candidates], owner_key: OwnerKey) -> list[SignatureReading]:
@@ -207,7 +173,7 @@ def best_readings(candidates: Mapping[str, Candidates], owner_key: OwnerKey) -> 
 
     Example:
 
-    >>> from deepsigns_tf.owner_key import CarrierLayer
+    >>> from deepsigns_tf.owner_key import Carrier, CarrierLayer
     >>> key = OwnerKey.generate("ACME Vision", [Carrier("features", range(10), 64)])
     >>> key = key.with_layers([CarrierLayer("features", "hidden", 512)])
     >>> marked = (2.0 * key.signature("features") - 1.0) @ key.projection("features", 512).T
@@ -243,21 +209,9 @@ def best_readings(candidates: Mapping[str, Candidates], owner_key: OwnerKey) -> 
     return readings
 
 
-def _membership(labels: np.ndarray, carrier: Carrier) -> np.ndarray:
-    return np.asarray(keras.ops.convert_to_numpy(class_membership(labels, carrier.classes)), np.float64)
-
-
-def _width(output: Any, num_examples: int, carrier: Carrier) -> int | None:
-    shape = tuple(getattr(output, "shape", ()))
-    # Windows and patches are often put into the first axis: such rows are no examples.
-    if len(shape) < 2 or shape[0] != num_examples:
-        return None
-    return num_features((None, *shape[1:]), carrier.pooling)
-
-
-def _check_key_inputs(model: keras.Model, key_inputs: KeyInputs) -> None:
+def _check_key_inputs(model: Respondent, key_inputs: KeyInputs) -> None:
     """Compares with the input shapes that a functional or Sequential model declares; others check for themselves."""
-    expected = {tensor.name: tuple(tensor.shape) for tensor in getattr(model, "inputs", None) or []}
+    expected = model.input_shapes()
     given = {name: array.shape for name, array in key_inputs.arrays.items()}
     if not expected:
         return

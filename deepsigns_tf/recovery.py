@@ -13,6 +13,7 @@ import keras
 from deepsigns_tf.candidates import matched_candidates
 from deepsigns_tf.owner_key import OwnerKey
 from deepsigns_tf.readings import SignatureReader
+from deepsigns_tf.responses import Respondent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +73,9 @@ class Recovery:
         }
 
 
-def read_aligned(model: keras.Model, owner_key: OwnerKey, marked: keras.Model) -> AlignedReading:
+def read_aligned(
+    model: keras.Model | Respondent, owner_key: OwnerKey, marked: keras.Model | Respondent
+) -> AlignedReading:
     """Reads a model in the units of the marked one.
 
     In each carrier's place the layer counts whose units match best, whatever bits it shows. Units are matched by their responses to the

@@ -7,16 +7,17 @@ error rate.
 import dataclasses
 import math
 import os
-from typing import Any, get_args
+from typing import Any, Self, get_args
 
 import keras
 import numpy as np
 
-from deepsigns_tf.candidates import Candidates, Place, best_readings, candidate_means, matched_candidates
+from deepsigns_tf.candidates import Candidates, best_readings, candidate_means, matched_candidates
 from deepsigns_tf.commitments import Evidence, Opened
 from deepsigns_tf.files import file_digest
 from deepsigns_tf.owner_key import OwnerKey
 from deepsigns_tf.readings import SignatureReading, joint_log10_p
+from deepsigns_tf.responses import Place, Respondent, respondent
 from deepsigns_tf.statistics import (
     MAX_ENUMERATED_BITS,
     DecisionRule,
@@ -69,6 +70,14 @@ class Decision:
         if not self.marked:
             return "NOT MARKED"
         return "MARKED" if self.committed else "MARKED, if the key is older than the model"
+
+    def assuming(self, *sentences: str) -> Self:
+        """The same decision, which rests on some more.
+
+        Args:
+            sentences: For `assumptions`.
+        """
+        return dataclasses.replace(self, assumptions=(*self.assumptions, *sentences))
 
     def _in_words(self, findings: list[str], test: str) -> str:
         """For people: the headline, what was found, and what it rests on."""
@@ -182,13 +191,13 @@ class Verdict(Decision):
 
 
 def verify(
-    model: keras.Model,
+    model: keras.Model | Respondent,
     owner_key: OwnerKey,
     *,
     commitment: str | None = None,
     evidence: Evidence | None = None,
     search: bool = False,
-    reference: str | os.PathLike[str] | None = None,
+    reference: str | os.PathLike[str] | Respondent | None = None,
 ) -> Verdict:
     """Reads the mark from a suspect's weights and decides by the rule fixed in the key.
 
@@ -201,17 +210,17 @@ def verify(
     ask for a search then, and know that whoever reads both ways has two tests, which err twice as often.
 
     Args:
-        model: The suspect, any Keras model. Only load files you trust, or look at them first.
+        model: The suspect: any Keras model, or a file of somebody else's as `load_suspect` opens it.
         owner_key: The claimant's key, after `release` (it must know the carriers' widths).
         commitment: The commitment that the claimant published before training, taken by whoever verifies from a dated
             source of their own. With it the rule's level for committed claims applies.
         evidence: The owner's signed statements, checked by `evidence.load_evidence`. They do what a commitment does, count the seeds that
             the owner committed to, and may hold the carrier-to-layer map.
         search: Whether to try every layer, though the map was committed to.
-        reference: The file whose hash stands in the key (`OwnerKey.with_reference`). The suspect is then read in two more ways: its units
-            are matched with the reference's, by what both do with the key inputs, whatever their order, with their own sizes and with
-            the reference's. As the bits were derived from the file, it cannot know them, and p is as exact as without; all ways are
-            paid for.
+        reference: The file whose hash stands in the key (`OwnerKey.with_reference`), or what `load_suspect` made of it. The suspect is
+            then read in two more ways: its units are matched with the reference's, by what both do with the key inputs, whatever their
+            order, with their own sizes and with the reference's. As the bits were derived from the file, it cannot know them, and p is
+            as exact as without; all ways are paid for.
 
     Returns:
         The verdict.
@@ -242,12 +251,12 @@ def verify(
     if reference is None:
         ways = [(False, candidate_means(model, owner_key))]
     else:
-        if owner_key.reference != file_digest(reference):
+        digest, other = _referred(reference)
+        if owner_key.reference != digest:
             raise ValueError(
                 "The reference is not this key's. Expected the file that `with_reference` was given before marking. "
                 f"Received: {'another one' if owner_key.reference else 'a key without a reference'}"
             )
-        other = keras.models.load_model(reference, compile=False, safe_mode=True)
         # Sizes are an attacker's to choose; taking them from the reference costs a part of the mark.
         matched = [(True, matched_candidates(model, owner_key, other, rescale)) for rescale in (False, True)]
         ways = [(False, candidate_means(model, owner_key)), *matched]
@@ -269,7 +278,16 @@ def verify(
         )
     if not verdicts:
         raise errors[0]
-    return min(verdicts, key=lambda verdict: verdict.log10_p_value)
+    read = [model] if reference is None else [model, other]
+    caveats = [caveat for each in read for caveat in respondent(each).caveats]
+    return min(verdicts, key=lambda verdict: verdict.log10_p_value).assuming(*dict.fromkeys(caveats))
+
+
+def _referred(reference: str | os.PathLike[str] | Respondent) -> tuple[str | None, Any]:
+    """A reference's hash, and the model."""
+    if isinstance(reference, (str, os.PathLike)):
+        return file_digest(reference), keras.models.load_model(reference, compile=False, safe_mode=True)
+    return reference.file_digest, reference
 
 
 def _num_assignments(found: dict[str, Candidates]) -> int:

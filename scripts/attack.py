@@ -46,7 +46,7 @@ class Config:
     reference: str | None = option(None, "The model from before the mark that the key refers to, for exact recovery.")
     unrelated: str | None = option(
         None,
-        "Folder of unrelated `.keras` models of the task, for recovery by counting; a tenth of them sets the gate.",
+        "Folder of unrelated `.keras` models of the task, your own, for recovery by counting; a tenth of them sets the gate.",
     )
     data: str | None = option(
         None, "An .npz file with x_train, y_train, x_test, y_test; a training run's own data by default."
@@ -318,6 +318,7 @@ def _claim(folder: pathlib.Path, config: Config) -> None:
 
 
 def _model(path: str) -> Any:
+    """One of the owner's own, or what an attack of this suite made of it: it is trained further, so it must be in this process."""
     import keras
 
     return keras.models.load_model(path, compile=False, safe_mode=True)

@@ -8,6 +8,7 @@ Exit status: 0 marked, 1 not marked, 2 everything else (bad flags, unreadable fi
 1 where it cannot even start the program: a "not marked" counts with the words NOT MARKED on standard output.
 """
 
+import contextlib
 import dataclasses
 
 from scripts.configs import option
@@ -22,7 +23,9 @@ COMMITMENT_HELP = "The commitment that the claimant published before training, f
 class Config:
     """What to verify."""
 
-    model: str = option(dataclasses.MISSING, "The suspect, a `.keras` file that you trust enough to load.")
+    model: str = option(
+        dataclasses.MISSING, "The suspect, a `.keras` file; it is looked at, and loaded in a process of its own."
+    )
     owner_key: str = option(dataclasses.MISSING, "The claimant's key, as written after the release.")
     by: str | None = option(
         None,
@@ -63,8 +66,6 @@ def run(config: Config) -> int:
         ValueError: If a file is unreadable or there is nothing to read.
     """
     # Here rather than above: bad flags are told at once, not after the seconds that TensorFlow needs to start.
-    import keras
-
     import deepsigns_tf as ds
 
     owner_key = ds.OwnerKey.load(config.owner_key)
@@ -74,7 +75,6 @@ def run(config: Config) -> int:
         from scripts.statements import evidence_in
 
         evidence = evidence_in(config.evidence, config.tsa_roots)
-    model = keras.models.load_model(config.model, compile=False, safe_mode=True)
     by = config.by or ("weights" if owner_key.carriers or owner_key.triggers is None else "answers")
     if config.dump and (by == "answers" or config.reference):
         raise ValueError(
@@ -82,29 +82,33 @@ def run(config: Config) -> int:
             f"Received: by={by}, reference={config.reference}"
         )
     verdict: ds.Verdict | ds.TriggerVerdict
-    if by == "weights":
-        verdict = ds.verify(
-            model,
-            owner_key,
-            commitment=config.commitment,
-            evidence=evidence,
-            search=config.search,
-            reference=config.reference,
-        )
-        if config.dump:
-            from deepsigns_tf.candidates import candidate_means
-            from scripts.dumps import write_dump
+    with contextlib.ExitStack() as processes:
+        suspect = processes.enter_context(ds.load_suspect(config.model))
+        if by == "weights":
+            # The claimant's, and no less somebody else's.
+            reference = processes.enter_context(ds.load_suspect(config.reference)) if config.reference else None
+            verdict = ds.verify(
+                suspect,
+                owner_key,
+                commitment=config.commitment,
+                evidence=evidence,
+                search=config.search,
+                reference=reference,
+            )
+            if config.dump:
+                from deepsigns_tf.candidates import candidate_means
+                from scripts.dumps import write_dump
 
-            write_dump(config.dump, candidate_means(model, owner_key))
-    else:
-        verdict = ds.verify_predict_fn(
-            lambda inputs: model.predict(inputs, verbose=0),
-            owner_key,
-            kind=config.kind,  # type: ignore[arg-type]
-            commitment=config.commitment,
-            evidence=evidence,
-            batch_size=1000,
-        )
+                write_dump(config.dump, candidate_means(suspect, owner_key))
+        else:
+            verdict = ds.verify_predict_fn(
+                suspect.predict,
+                owner_key,
+                kind=config.kind,  # type: ignore[arg-type]
+                commitment=config.commitment,
+                evidence=evidence,
+                batch_size=1000,
+            ).assuming(*suspect.caveats)
     return concluded(verdict, config.verdict)
 
 

@@ -13,10 +13,11 @@ PACKAGE = "deepsigns_tf"
 
 # From the foundation up.
 ROWS = [
-    {"derivation", "statistics", "files", "keras_internals", "canonical_json", "weights_digest"},
-    {"activations", "losses", "label_scope", "perturbations", "alignment", "signatures"},
-    {"examples", "batch_norm"},
-    {"triggers"},
+    {"derivation", "statistics", "files", "keras_internals", "canonical_json", "weights_digest"}
+    | {"suspect_builtins", "suspect_jail"},
+    {"activations", "losses", "label_scope", "perturbations", "alignment", "signatures", "suspect_files"},
+    {"examples", "batch_norm", "responses", "suspect_pipe", "suspect_weights"},
+    {"triggers", "suspects", "suspect_child"},
     {"owner_key"},
     {"regularizers", "readings", "commitments"},
     {"watermarked_model", "candidates", "timestamps"},

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 import deepsigns_tf as ds
-from deepsigns_tf.candidates import Place, candidate_means
+from deepsigns_tf.candidates import candidate_means
 from deepsigns_tf.owner_key import CarrierLayer
 from deepsigns_tf.readings import SignatureReader
+from deepsigns_tf.responses import Place
 
 ENTRIES = ["features_key_bit_error_rate", "features_key_margin", "features_key_signature_loss"]
 

@@ -950,7 +950,7 @@ def test_whatever_goes_wrong_is_no_verdict(finished, main, tmp_path, capsys):
     foreign.write_bytes(b"PK not a key")
     for settings, told in (
         ({"model": model, "owner_key": str(tmp_path / "absent.key")}, "FileNotFoundError: "),
-        ({"model": str(tmp_path / "absent.keras"), "owner_key": key}, "ValueError: File not found"),
+        ({"model": str(tmp_path / "absent.keras"), "owner_key": key}, "FileNotFoundError: "),
         ({"model": model, "owner_key": str(foreign)}, "ValueError: This file is not a readable owner key: "),
         ({"model": model, "owner_key": key, "commitment": "0" * 64}, "ValueError: The commitment is not this key's. "),
         ({"model": model, "owner_key": key, "verdict": str(tmp_path / "absent" / "verdict.json")}, "FileNotFoundError"),

@@ -1,0 +1,196 @@
+"""What reading a mark asks of a model: responses to inputs, of every layer that could carry one.
+
+A model in this process answers by `LocalModel`, a suspect in a process of its own by `suspects.Suspect`. Nobody who answers learns more
+than classes, labels and widths; seed, bits and projection stay with whoever asks.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import keras
+import numpy as np
+
+from deepsigns_tf.activations import (
+    Inputs,
+    Pooling,
+    class_membership,
+    named_layers,
+    num_features,
+    pool,
+    record_activations,
+)
+
+
+class Place(NamedTuple):
+    """Where an output of a suspect comes from: a layer, by its path, and which of its calls. Printed as `path@call`."""
+
+    path: str
+    call: int
+
+    def __str__(self) -> str:
+        return f"{self.path}@{self.call}" if self.call else self.path
+
+
+@dataclasses.dataclass(frozen=True)
+class Role:
+    """What a layer's output must be like to play a carrier's role; nothing in it is secret.
+
+    Args:
+        classes: The carrier classes.
+        pooling: How the output becomes `(n, M')`.
+        bits_per_class: An output is wide enough if it has more units.
+        least_units: Outputs narrower than this are counted, but not told.
+        most_units: Nor are wider ones.
+    """
+
+    classes: tuple[int, ...]
+    pooling: Pooling
+    bits_per_class: int
+    least_units: int
+    most_units: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Responses:
+    """What the outputs of a model say that could play a role.
+
+    Args:
+        arrays: Place -> class means `(s, M')` float64, or features `(n, M')` float32.
+        num_admissible: How many outputs are wide enough, those among them that the role's widths leave out.
+    """
+
+    arrays: dict[Place, np.ndarray] = dataclasses.field(repr=False)
+    num_admissible: int
+
+
+class Respondent(Protocol):
+    """A model that can be read, wherever it runs."""
+
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        """What a verdict must say about how the model was run."""
+
+    def input_shapes(self) -> dict[str, tuple[int | None, ...]]:
+        """Name -> shape of the inputs that the model declares, the batch first; empty if it declares none."""
+
+    def layer_paths(self) -> list[str]:
+        """Paths of all layers, as `activations.named_layers`."""
+
+    @property
+    def file_digest(self) -> str | None:
+        """SHA-256 of the file that it was loaded from, in hexadecimal; None where that is not known."""
+
+    def class_means(self, inputs: Inputs, labels: np.ndarray, roles: Sequence[Role]) -> list[Responses]:
+        """Class means of inputs, one entry for each role."""
+
+    def features(self, inputs: Inputs, roles: Sequence[Role]) -> list[Responses]:
+        """Features of each input, one entry for each role."""
+
+
+class LocalModel:
+    """A model in this process, as one that can be read.
+
+    Args:
+        model: Any Keras model.
+        batch_size: Inputs at a time; what all layers put out for them is held at once.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(128, name="hidden"), keras.layers.Dense(64)])
+    >>> role = Role((0, 1), "mean", bits_per_class=32, least_units=128, most_units=128)
+    >>> (responses,) = LocalModel(model).class_means(np.random.rand(64, 8), np.arange(64) % 2, [role])
+    >>> responses.arrays[Place("hidden", 0)].shape, responses.num_admissible
+    ((2, 128), 2)
+    """
+
+    def __init__(self, model: keras.Model, batch_size: int = 128) -> None:
+        self._model = model
+        self._batch_size = batch_size
+
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        """Nothing."""
+        return ()
+
+    def input_shapes(self) -> dict[str, tuple[int | None, ...]]:
+        """Of a functional or Sequential model; others check their inputs themselves."""
+        return {tensor.name: tuple(tensor.shape) for tensor in getattr(self._model, "inputs", None) or []}
+
+    def layer_paths(self) -> list[str]:
+        """Paths of all layers."""
+        return list(named_layers(self._model))
+
+    @property
+    def file_digest(self) -> None:
+        """Not known."""
+        return None
+
+    def class_means(self, inputs: Inputs, labels: np.ndarray, roles: Sequence[Role]) -> list[Responses]:
+        """Class means, in one pass over the inputs."""
+        sums: list[dict[Place, np.ndarray]] = [{} for _ in roles]
+        found: list[set[Place]] = [set() for _ in roles]
+        for rows, number, place, features in self._heard(inputs, roles):
+            found[number].add(place)
+            if _is_told(features.shape[1], roles[number]):
+                # Activations that are not finite are for the caller to judge.
+                with np.errstate(invalid="ignore"):
+                    total = _membership(labels[rows], roles[number]) @ features.astype(np.float64)
+                sums[number][place] = sums[number].get(place, 0.0) + total
+        counts = [_membership(labels, role).sum(axis=1)[:, None] for role in roles]
+        return [
+            Responses({place: total / counts[number] for place, total in sums[number].items()}, len(found[number]))
+            for number in range(len(roles))
+        ]
+
+    def features(self, inputs: Inputs, roles: Sequence[Role]) -> list[Responses]:
+        """Features, in one pass over the inputs."""
+        parts: list[dict[Place, list[np.ndarray]]] = [{} for _ in roles]
+        found: list[set[Place]] = [set() for _ in roles]
+        for _, number, place, features in self._heard(inputs, roles):
+            found[number].add(place)
+            if _is_told(features.shape[1], roles[number]):
+                parts[number].setdefault(place, []).append(features)
+        return [
+            Responses({place: np.concatenate(each) for place, each in parts[number].items()}, len(found[number]))
+            for number in range(len(roles))
+        ]
+
+    def _heard(self, inputs: Inputs, roles: Sequence[Role]) -> Iterator[tuple[slice, int, Place, np.ndarray]]:
+        """Rows, number of the role, place and `(rows, M')` features of every output that is wide enough for the role's bits."""
+        layers = named_layers(self._model)
+        for rows, outputs, _ in record_activations(self._model, inputs, layers, self._batch_size):
+            places = [(Place(path, call), output) for path in layers for call, output in enumerate(outputs[path])]
+            for (place, output), (number, role) in itertools.product(places, enumerate(roles)):
+                width = _width(output, len(range(rows.start, rows.stop)), role)
+                if width is not None and width > role.bits_per_class:
+                    features = keras.ops.convert_to_numpy(pool(output, role.pooling))
+                    yield rows, number, place, np.asarray(features, np.float32)
+
+
+def respondent(model: keras.Model | Respondent) -> Respondent:
+    """What answers for a model: a Keras model by itself, in this process.
+
+    Example:
+
+    >>> respondent(keras.Sequential([keras.Input((8,), name="pixels"), keras.layers.Dense(2)])).input_shapes()
+    {'pixels': (None, 8)}
+    """
+    return LocalModel(model) if isinstance(model, keras.Model) else model
+
+
+def _membership(labels: np.ndarray, role: Role) -> np.ndarray:
+    return np.asarray(keras.ops.convert_to_numpy(class_membership(labels, role.classes)), np.float64)
+
+
+def _is_told(width: int, role: Role) -> bool:
+    return role.least_units <= width <= role.most_units
+
+
+def _width(output: Any, num_examples: int, role: Role) -> int | None:
+    shape = tuple(getattr(output, "shape", ()))
+    # Windows and patches are often put into the first axis: such rows are no examples.
+    if len(shape) < 2 or shape[0] != num_examples:
+        return None
+    return num_features((None, *shape[1:]), role.pooling)
