@@ -58,6 +58,8 @@ NETWORK = Network(
             suite={"suite": "paper", "only": "^overwritten, [13] x"},
             twins_of="defences",
         ),
+        # All attacks, on models that disguised copies can be told from.
+        "suite": Study(range(3), ({"unmarked_epochs": 5},), suite={"suite": "full"}),
         # Overwritten with the owner's own effort.
         "triggers": triggers(range(5), dataclasses.replace(OF_TRIGGERS, fine_tuning_epochs=50, overwriting_epochs=20)),
         "families": families(("noise", "blends", "low_density"), 5000, OF_TRIGGERS),

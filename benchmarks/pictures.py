@@ -1,6 +1,7 @@
 """Pictures of the recorded measurements, for the README."""
 
 import io
+import itertools
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,10 +10,13 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
+import numpy as np  # noqa: E402
 
+from benchmarks.suite_tables import attacks_of, way_to_mark  # noqa: E402
 from deepsigns_tf.files import write_atomically  # noqa: E402
 
 _COLOR = "#0072b2"
+_SHADES = ("#0072b2", "#56b4e9", "#d55e00", "#e69f00")
 
 
 def costs_picture(result: dict[str, Any], path: pathlib.Path) -> None:
@@ -73,10 +77,64 @@ def capacity_picture(result: dict[str, Any], path: pathlib.Path) -> None:
     _save(figure, path)
 
 
+def defences_picture(result: dict[str, Any], path: pathlib.Path) -> None:
+    """Draws how many bits are wrong after overwriting, for each way to mark.
+
+    Args:
+        result: `results/mnist_defences.json`.
+        path: Where the PNG goes.
+    """
+    rows = result["rows"]
+    attacks = [outcome["attack"] for outcome in rows[0]["suite"]["rows"]]
+    figure, axes = plt.subplots(figsize=(9, 1 + 0.5 * len(rows)), layout="constrained")
+    height = 0.8 / len(attacks)
+    for number, attack in enumerate(attacks):
+        rates = [
+            next(each for each in row["suite"]["rows"] if each["attack"] == attack)["weights"]["bit_error_rate"]
+            for row in rows
+        ]
+        places = [place + number * height for place in range(len(rows))]
+        axes.barh(
+            places, rates, height, label=attack, color=_SHADES[number % len(_SHADES)], edgecolor="black", linewidth=0.4
+        )
+    axes.axvline(0.5, color="grey", linewidth=0.8, label="chance")
+    axes.set_yticks(
+        [place + 0.4 - height / 2 for place in range(len(rows))], [way_to_mark(row["settings"]) for row in rows]
+    )
+    axes.invert_yaxis()
+    axes.set_xlabel("bit error rate of the first mark")
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    _save(figure, path)
+
+
+def adaptive_picture(result: dict[str, Any], path: pathlib.Path) -> None:
+    """Draws what a thief who knows the method pays in accuracy, and what is left of the mark.
+
+    Args:
+        result: `results/NETWORK_suite.json`.
+        path: Where the PNG goes.
+    """
+    figure, axes = plt.subplots(figsize=(9, 4.5), layout="constrained")
+    before = 100 * np.mean([row["suite"]["marked"]["accuracy"] for row in result["rows"]])
+    markers = itertools.cycle("osD^v<>PX*")
+    for (name, outcomes), marker in zip(attacks_of(result).items(), markers, strict=False):
+        if outcomes[0]["family"] == "adaptive":
+            lost = [before - 100 * outcome["accuracy"] for outcome in outcomes]
+            evidence = [-outcome["weights"]["log10_p_value"] for outcome in outcomes]
+            axes.scatter(lost, evidence, marker=marker, s=36, label=name, edgecolor="black", linewidth=0.4)
+    axes.axhline(6.0, color="black", linewidth=0.8, linestyle=":", label="1e-6, a committed claim's level")
+    axes.set(xlabel="accuracy that the thief loses, points", ylabel="-log10 p", yscale="symlog", ylim=(0, 1000))
+    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    _save(figure, path)
+
+
 # By the name of the result that they show.
 PICTURES: dict[str, Callable[[dict[str, Any], pathlib.Path], None]] = {
     "overhead_costs": costs_picture,
     "cnn_capacity": capacity_picture,
+    "mnist_defences": defences_picture,
+    "mnist_suite": adaptive_picture,
+    "cnn_suite": adaptive_picture,
 }
 
 

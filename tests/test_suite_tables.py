@@ -1,0 +1,99 @@
+"""What the README shows of attacks, from made-up rows whose tables can be told by hand."""
+
+import pytest
+
+pytest.importorskip("tqdm", reason="the measurements are made in the environment of requirements.txt")
+
+from benchmarks import pictures, suite_tables  # noqa: E402
+
+
+def _outcome(attack, family, accuracy, rate, log10_p, **more):
+    weights = {"bit_error_rate": rate, "log10_p_value": log10_p, "marked": log10_p <= -6}
+    return {"attack": attack, "family": family, "accuracy": accuracy, "weights": weights} | more
+
+
+def _referred(rate, log10_p):
+    return {"referred": {"bit_error_rate": rate, "log10_p_value": log10_p, "marked": log10_p <= -6}}
+
+
+def _row(seed, lost):
+    marked = _outcome("", "", 0.98, 0.0, -192.0, **_referred(0.01, -180.0))
+    no_reading = {"weights": {"marked": False, "log10_p_value": 0.0, "refused": "no layer"}}
+    return {
+        "settings": {
+            "seed": seed,
+            "carriers": "features:64",
+            "strength": 1.0,
+            "num_classes": 10,
+            "centres": "batch",
+            "projection": "balanced",
+            "unmarked_epochs": 5 * seed,
+        },
+        "num_bits": 640,
+        "accuracy": {"marked": 0.98, "unmarked": 0.98},
+        "margin": {"median": 1.2, "smallest": 0.5},
+        "suite": {
+            "marked": marked,
+            "rows": [
+                _outcome("pruned", "paper", 0.97, 0.1, -100.0 + lost, **_referred(0.2, -60.0)),
+                _outcome("split", "same function", 0.98, 0.5, 0.0, **_referred(0.02, -150.0)) | no_reading,
+                {
+                    "attack": "folded",
+                    "family": "same function",
+                    "refused": "no BatchNorm",
+                    "survived": "not applicable",
+                },
+                _outcome("moved by 1", "adaptive", 0.96, 0.2, -50.0, **_referred(0.5, -0.1)),
+                _outcome("moved by 8", "adaptive", 0.95, 0.45, -2.0, **_referred(0.5, -0.1)),
+                _outcome("drawn anew", "adaptive", 0.90, 0.5, -0.1, **_referred(0.5, -0.1)),
+            ],
+        },
+    }
+
+
+RESULT = {
+    "date": "2026-11-26",
+    "data": "made up",
+    "hardware": "none",
+    "versions": {"python": "3"},
+    "command": "python -m x",
+    "rows": [_row(0, 0.0), _row(1, 10.0)],
+}
+
+
+def test_the_best_adaptive_attack_stands_on_top():
+    """It removes the mark for three points; the one that takes eight is no better, the one that leaves the mark neither."""
+    lines = suite_tables.suite_table({"x_suite": RESULT}, "x_suite").splitlines()
+    assert lines[2:8] == [
+        "| none |  | 98.00 | 0.0000 | -192.0 | 0.0100, -180.0 |  | yes |",
+        "| moved by 8 | adaptive | 95.00 | 0.4500 | -2.0 | 0.5000, -0.1 |  | removed |",
+        "| pruned | paper | 97.00 | 0.1000 | -90.0 | 0.2000, -60.0 |  | yes |",
+        "| split | same function | 98.00 | no reading | 0.0 | 0.0200, -150.0 |  | recovered |",
+        "| moved by 1 | adaptive | 96.00 | 0.2000 | -50.0 | 0.5000, -0.1 |  | yes |",
+        "| drawn anew | adaptive | 90.00 | 0.5000 | -0.1 | 0.5000, -0.1 |  | with the model |",
+    ]
+
+
+def test_defences_stand_against_the_same_thief():
+    result = RESULT | {"rows": [{**row, "suite": {"rows": row["suite"]["rows"][3:5]}} for row in RESULT["rows"]]}
+    lines = suite_tables.defences_table({"x": result}, "x").splitlines()
+    assert lines[2:4] == [
+        "| features x 64, strength 1 | 640 | 98.00 | 1.20 | 0.200 (-50) | 0.450 (-2) |",
+        "| features x 64, strength 1, from epoch 5 | 640 | 98.00 | 1.20 | 0.200 (-50) | 0.450 (-2) |",
+    ]
+
+
+def test_detectors_stand_with_their_intervals():
+    area = {"auc": 0.631, "interval": [0.52, 0.74]}
+    row = {"kind": "default", "num_models": 60, "num_features": 9, "logistic regression": area}
+    lines = suite_tables.detector_table({"detector": RESULT | {"rows": [row]}}).splitlines()
+    assert lines[0] == "| mark | networks of each kind | AUC, logistic regression |"
+    assert lines[2] == "| default | 60 | 0.63 [0.52, 0.74] |"
+
+
+def test_pictures_are_drawn(tmp_path):
+    pictures.adaptive_picture(RESULT, tmp_path / "adaptive.png")
+    result = RESULT | {"rows": [{**row, "suite": {"rows": row["suite"]["rows"][3:5]}} for row in RESULT["rows"]]}
+    pictures.defences_picture(result, tmp_path / "defences.png")
+    for name in ("adaptive", "defences"):
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
