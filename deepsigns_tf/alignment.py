@@ -6,10 +6,7 @@ suspect that is matched with it.
 """
 
 import dataclasses
-import hashlib
-import json
 
-import keras
 import numpy as np
 import scipy.optimize
 
@@ -54,28 +51,6 @@ class Alignment:
         """
         found = np.where(self.sources >= 0, features[:, self.sources], 0.0)
         return np.asarray(self.scales * found)
-
-
-def weights_digest(model: keras.Model) -> str:
-    """SHA-256 over types, shapes and contents of a model's weights, in their order, in hexadecimal; names do not count.
-
-    Args:
-        model: Any built Keras model.
-
-    Example:
-
-    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
-    >>> len(weights_digest(model))
-    64
-    """
-    digest = hashlib.sha256()
-    for weight in model.get_weights():
-        array = np.ascontiguousarray(weight)
-        if array.dtype.byteorder == ">":
-            array = array.astype(array.dtype.newbyteorder("<"))
-        header = json.dumps([array.dtype.name, array.shape])
-        digest.update(len(header).to_bytes(8, "big") + header.encode() + array.tobytes())
-    return digest.hexdigest()
 
 
 def align(reference: np.ndarray, suspect: np.ndarray, rescale: bool = True) -> Alignment:

@@ -223,9 +223,15 @@ def best_readings(candidates: Mapping[str, Candidates], owner_key: OwnerKey) -> 
                     else "Received: no layer of that width"
                 )
             )
-        # The recorded layer wins a tie: copies of one output (a dropout layer at inference) read the same.
+        # The recorded layer wins a tie: copies of one output (a dropout layer at inference) read the same. Far below chance the
+        # logarithms of different tails are one number.
         best = min(
-            found, key=lambda place: (found[place].log10_p(owner_key.decision.test), place != Place(layer.path, 0))
+            found,
+            key=lambda place: (
+                found[place].log10_p(owner_key.decision.test),
+                -found[place].num_matches,
+                place != Place(layer.path, 0),
+            ),
         )
         readings.append(found[best])
     return readings

@@ -21,7 +21,7 @@ from typing import Any, Literal, NoReturn
 import numpy as np
 
 from deepsigns_tf.activations import Inputs, Pooling
-from deepsigns_tf.alignment import weights_digest
+from deepsigns_tf.canonical_json import encode_canonical
 from deepsigns_tf.derivation import derive_balanced_signs, derive_bits, derive_bytes, derive_choice, derive_normals
 from deepsigns_tf.examples import Examples, as_inputs, as_labels
 from deepsigns_tf.files import write_atomically
@@ -35,6 +35,7 @@ from deepsigns_tf.triggers import (
     derive_inputs,
     derive_labels,
 )
+from deepsigns_tf.weights_digest import weights_digest
 
 # Part of every derivation: a later scheme cannot produce this one's bits.
 SCHEME_VERSION = 1
@@ -601,7 +602,7 @@ class OwnerKey:
 
         It covers the seed, owner, scheme version, carriers, decision rule, the digest of the key inputs, and the triggers: family,
         number, labels, inputs. The layers that `release` adds are not covered, so it stays the same; until they are
-        committed too they count as searched.
+        committed too (`commitments.release_commitment`) they count as searched.
 
         Returns:
             64 hexadecimal digits, SHA-256.
@@ -627,7 +628,7 @@ class OwnerKey:
             statement["key_inputs"] = self.key_inputs.digest()
         if self.triggers is not None:
             statement["triggers"] = self.triggers.parameters() | {"digest": self.triggers.digest()}
-        canonical = json.dumps(statement, sort_keys=True, separators=(",", ":"))
+        canonical = encode_canonical(statement).decode()
         return hashlib.sha256(derive_bytes(self.seed, ("commitment", SCHEME_VERSION, canonical), 32)).hexdigest()
 
     @functools.cached_property

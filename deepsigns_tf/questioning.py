@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from deepsigns_tf.activations import Inputs
+from deepsigns_tf.commitments import Evidence
 from deepsigns_tf.derivation import derive_permutations
 from deepsigns_tf.examples import as_inputs
 from deepsigns_tf.files import write_atomically
@@ -41,10 +42,11 @@ class Questioning:
         suspect: Who is asked, in words that tell this model from any other; needed with a file, which keeps it.
         decoys: Inputs of the same shape and type to hide the triggers among, task inputs for instance; none by default.
         commitment: The commitment that the claimant published before training, as in `verify`.
+        evidence: The owner's signed statements, as in `verify`.
 
     Raises:
-        ValueError: If the key has no triggers, or shuffled ones, the decoys do not fit, the commitment is not this key's, or the file
-            holds the answers of another questioning, or of another suspect.
+        ValueError: If the key has no triggers, or shuffled ones, the decoys do not fit, commitment or evidence are not this key's, or the
+            file holds the answers of another questioning, or of another suspect.
 
     Example:
 
@@ -62,6 +64,7 @@ class Questioning:
         suspect: str = "",
         decoys: Inputs | None = None,
         commitment: str | None = None,
+        evidence: Evidence | None = None,
     ) -> None:
         self._owner_key = owner_key
         self._triggers = owner_key.derived_triggers
@@ -70,7 +73,8 @@ class Questioning:
                 "Nobody could tell whose answers these are. Expected `suspect=` with a file that keeps answers. "
                 f"Received: suspect={suspect!r}, answers_file={os.fspath(answers_file)!r}"
             )
-        self._committed = check_commitment(owner_key, commitment)
+        self._opened = None if evidence is None else evidence.opened_by(owner_key)
+        self._committed = check_commitment(owner_key, commitment) or self._opened is not None
         self._inputs = _with_decoys(self._triggers.arrays, decoys)
         num_questions = len(next(iter(self._inputs.values())))
         domain = ("questions", owner_key.owner, SCHEME_VERSION, num_questions)
@@ -171,7 +175,7 @@ class Questioning:
         asked = self._order[: self.num_queries]
         of_triggers = asked < self._triggers.num_examples
         answers = np.array(self._answers, np.int64)[of_triggers]
-        return sequential_verdict(answers, asked[of_triggers], self._owner_key, self._committed)
+        return sequential_verdict(answers, asked[of_triggers], self._owner_key, self._committed, self._opened)
 
     def _kept(self) -> list[int]:
         if self._path is None or not self._path.exists():

@@ -313,3 +313,33 @@ def corrected_log10_p(log10_p: float, num_hypotheses: int) -> float:
             f"Received: num_hypotheses={num_hypotheses!r}"
         )
     return min(0.0, log10_p + math.log10(num_hypotheses))
+
+
+def factor_of_nth(number: int) -> int:
+    r"""What the n-th of a sequence of hypotheses pays in p, where nobody knows how many will follow.
+
+    \( n (n + 1) \). Since \( \sum_{n \ge 1} \frac{1}{n (n + 1)} = 1 \), all of them together err with a chance of at most the level,
+    however long the sequence gets. A factor of n would not do: its errors add up to the level times
+    \( 1 + \frac12 + \frac13 + \dots \), which has no bound.
+
+    Args:
+        number: n, >= 1.
+
+    Returns:
+        The factor.
+
+    Raises:
+        ValueError: If `number` is less than 1.
+
+    Example:
+
+    >>> [factor_of_nth(number) for number in (1, 2, 3, 1000)]
+    [2, 6, 12, 1001000]
+
+    Source: Foster and Stine, "Alpha-investing", 2008 (levels spent along a sequence of tests).
+    """
+    if not number >= 1:
+        raise ValueError(
+            f"The number of a hypothesis is out of range. Expected number >= 1. Received: number={number!r}"
+        )
+    return number * (number + 1)

@@ -4,16 +4,19 @@ Source: DeepSigns, section 3.3, with the exact null of independent uniform label
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
 import numpy as np
 
 from deepsigns_tf.activations import Inputs
+from deepsigns_tf.commitments import Evidence, Opened
 from deepsigns_tf.owner_key import OwnerKey
 from deepsigns_tf.statistics import (
     allowed_errors,
     binomial_log10_tail,
+    corrected_log10_p,
     sequential_log10_e_value,
     shuffle_log10_tail,
 )
@@ -42,6 +45,7 @@ class TriggerVerdict(Decision):
         decision: The rule.
         committed: Whether a commitment was given by whoever verifies and found to be this key's.
         assumptions: What the p-value rests on, in words.
+        opened: What the owner's signed statements say about the key; None where no evidence was given.
         num_triggers: K, triggers of the key.
         num_asked: How many were asked for: all, unless the claim was proved before, or the questions ended early.
         num_answered: How many of them were answered.
@@ -77,6 +81,11 @@ class TriggerVerdict(Decision):
             f"  labels matched  {self.num_matches} of {self.num_asked} asked for, of {self.num_triggers} triggers; "
             f"{self.num_asked - self.num_answered} without an answer",
             f"  by chance       {self.null}",
+            *(
+                []
+                if self.opened is None
+                else [f"  correction      x {self.seed_factor} for commitment {self.opened.num_seeds}"]
+            ),
         ]
         return self._in_words(findings, "answers")
 
@@ -99,6 +108,7 @@ def verify_predictions(
     *,
     kind: PredictionKind | None = None,
     commitment: str | None = None,
+    evidence: Evidence | None = None,
 ) -> TriggerVerdict:
     r"""Judges a suspect's answers to all triggers by the rule fixed in the key.
 
@@ -116,13 +126,15 @@ def verify_predictions(
             numbers with a fractional part in one column.
         commitment: The commitment that the claimant published before training, taken by whoever verifies from a dated
             source of their own. With it the rule's level for committed claims applies.
+        evidence: The owner's signed statements, checked by `evidence.load_evidence`; they do what a commitment does, and count the seeds
+            that the owner committed to.
 
     Returns:
         The verdict.
 
     Raises:
-        ValueError: If the key has no triggers, the predictions have another shape, are not finite or out of range, or the commitment is
-            not this key's.
+        ValueError: If the key has no triggers, the predictions have another shape, are not finite or out of range, or commitment or
+            evidence are not this key's.
 
     Example:
 
@@ -135,7 +147,8 @@ def verify_predictions(
     Source: DeepSigns, section 3.3.
     """
     triggers = owner_key.derived_triggers
-    committed = check_commitment(owner_key, commitment)
+    opened = None if evidence is None else evidence.opened_by(owner_key)
+    committed = check_commitment(owner_key, commitment) or opened is not None
     answers = class_numbers(predictions, triggers.num_examples, triggers.num_classes, kind)
     num_matches = int(np.count_nonzero(answers == triggers.labels))
     if triggers.label_rule == "shuffled":
@@ -143,13 +156,13 @@ def verify_predictions(
         null = f"as many as {triggers.num_examples} labels of which the order alone is secret"
     else:
         log10_p = binomial_log10_tail(num_matches, triggers.num_examples, triggers.num_values)
-        log10_alpha = owner_key.decision.log10_alpha(committed)
+        log10_alpha = owner_key.decision.log10_alpha(committed) - math.log10(1 if opened is None else opened.factor)
         errors = allowed_errors(triggers.num_examples, log10_alpha, triggers.num_values)
         null = (
             f"{'at most ' if triggers.selection != 'none' else ''}Binomial({triggers.num_examples}, 1/{triggers.num_values}); "
             + ("no number of matches would pass" if errors is None else f"up to {errors} others would pass")
         )
-    return _verdict(owner_key, answers, triggers.labels, log10_p, null, committed)
+    return _verdict(owner_key, answers, triggers.labels, log10_p, null, committed, opened)
 
 
 def verify_predict_fn(
@@ -158,6 +171,7 @@ def verify_predict_fn(
     *,
     kind: PredictionKind | None = None,
     commitment: str | None = None,
+    evidence: Evidence | None = None,
     batch_size: int = 32,
     stop_early: bool = False,
 ) -> TriggerVerdict:
@@ -169,6 +183,7 @@ def verify_predict_fn(
         owner_key: The claimant's key, with triggers.
         kind: As in `verify_predictions`.
         commitment: As in `verify_predictions`.
+        evidence: As in `verify_predictions`.
         batch_size: Inputs of a call, >= 1.
         stop_early: Whether to ask no more once the claim is proved. The test is then one that may be looked at after every answer
             (`statistics.sequential_log10_e_value`), whatever comes of it; it needs a few answers more than the test of a
@@ -193,24 +208,27 @@ def verify_predict_fn(
         raise ValueError(
             f"Invalid value for argument `batch_size`. Expected an integer >= 1. Received: batch_size={batch_size!r}"
         )
-    committed = check_commitment(owner_key, commitment)
+    opened = None if evidence is None else evidence.opened_by(owner_key)
+    committed = check_commitment(owner_key, commitment) or opened is not None
     answers = np.empty(0, np.int64)
     if stop_early:
         # Refuses labels that have no such test before anything is asked.
-        sequential_verdict(answers, np.arange(0), owner_key, committed)
+        sequential_verdict(answers, np.arange(0), owner_key, committed, opened)
     for start in range(0, triggers.num_examples, batch_size):
         rows = np.arange(start, min(start + batch_size, triggers.num_examples))
         found = answers_to(triggers.arrays, rows, predict_fn, triggers.num_classes, kind)
         answers = np.append(answers, np.array(found, np.int64))
         if stop_early:
-            verdict = sequential_verdict(answers, np.arange(len(answers)), owner_key, committed)
+            verdict = sequential_verdict(answers, np.arange(len(answers)), owner_key, committed, opened)
             if verdict.marked:
                 break
-    return verdict if stop_early else verify_predictions(answers, owner_key, kind="labels", commitment=commitment)
+    if stop_early:
+        return verdict
+    return verify_predictions(answers, owner_key, kind="labels", commitment=commitment, evidence=evidence)
 
 
 def sequential_verdict(
-    answers: np.ndarray, numbers: np.ndarray, owner_key: OwnerKey, committed: bool
+    answers: np.ndarray, numbers: np.ndarray, owner_key: OwnerKey, committed: bool, opened: Opened | None = None
 ) -> TriggerVerdict:
     """Judges answers to some of the triggers by a test that may be looked at after every answer, whatever the reason to stop.
 
@@ -219,6 +237,7 @@ def sequential_verdict(
         numbers: `(n,)` which triggers were asked for; their order was fixed before the first answer.
         owner_key: The claimant's key, with triggers.
         committed: Whether an earlier commitment was checked.
+        opened: What signed statements say about the key.
 
     Returns:
         The verdict. Its p-value is one over the largest evidence seen after any answer (`statistics.sequential_log10_e_value`).
@@ -242,7 +261,7 @@ def sequential_verdict(
     matches = np.cumsum(answers == labels)
     evidence = [sequential_log10_e_value(int(m), n, triggers.num_values) for n, m in enumerate(matches, 1)]
     null = f"one in {triggers.num_values} each; the largest evidence seen after any answer counts (Ville's inequality)"
-    return _verdict(owner_key, answers, labels, min(0.0, -max(evidence, default=0.0)), null, committed)
+    return _verdict(owner_key, answers, labels, min(0.0, -max(evidence, default=0.0)), null, committed, opened)
 
 
 def answers_to(
@@ -344,10 +363,17 @@ def class_numbers(
 
 
 def _verdict(
-    owner_key: OwnerKey, answers: np.ndarray, labels: np.ndarray, log10_p: float, null: str, committed: bool
+    owner_key: OwnerKey,
+    answers: np.ndarray,
+    labels: np.ndarray,
+    log10_p: float,
+    null: str,
+    committed: bool,
+    opened: Opened | None,
 ) -> TriggerVerdict:
     triggers = owner_key.derived_triggers
     log10_alpha = owner_key.decision.log10_alpha(committed)
+    log10_p = corrected_log10_p(log10_p, 1 if opened is None else opened.factor)
     return TriggerVerdict(
         owner=owner_key.owner,
         marked=log10_p <= log10_alpha,
@@ -355,7 +381,8 @@ def _verdict(
         log10_alpha=log10_alpha,
         decision=owner_key.decision,
         committed=committed,
-        assumptions=_assumptions(triggers, committed, log10_alpha),
+        assumptions=_assumptions(triggers, committed, log10_alpha, opened),
+        opened=opened,
         num_triggers=triggers.num_examples,
         num_asked=len(answers),
         num_answered=int(np.count_nonzero(answers != NO_ANSWER)),
@@ -365,11 +392,11 @@ def _verdict(
     )
 
 
-def _assumptions(triggers: TriggerSet, committed: bool, log10_alpha: float) -> tuple[str, ...]:
+def _assumptions(triggers: TriggerSet, committed: bool, log10_alpha: float, opened: Opened | None) -> tuple[str, ...]:
     secret = "the order of the labels is" if triggers.label_rule == "shuffled" else "the labels are"
     lines = [
         f"{secret} uniform and independent of the suspect: seed, inputs and decision rule were fixed before the suspect existed",
-        *assumptions_about_the_date(committed, "triggers"),
+        *assumptions_about_the_date(committed, "triggers", opened),
     ]
     if committed:
         lines.append(

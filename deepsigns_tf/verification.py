@@ -11,8 +11,8 @@ from typing import Any, get_args
 import keras
 import numpy as np
 
-from deepsigns_tf.alignment import weights_digest
-from deepsigns_tf.candidates import best_readings, candidate_means, matched_candidates
+from deepsigns_tf.candidates import Candidates, Place, best_readings, candidate_means, matched_candidates
+from deepsigns_tf.commitments import Evidence, Opened
 from deepsigns_tf.owner_key import OwnerKey
 from deepsigns_tf.readings import SignatureReading, joint_log10_p
 from deepsigns_tf.statistics import (
@@ -22,6 +22,7 @@ from deepsigns_tf.statistics import (
     allowed_errors,
     corrected_log10_p,
 )
+from deepsigns_tf.weights_digest import weights_digest
 
 # A summary shows the bit error rate of every class up to this many, beyond it the worst class alone.
 _MAX_CLASSES_SHOWN = 10
@@ -39,6 +40,7 @@ class Decision:
         decision: The rule.
         committed: Whether a commitment was given by whoever verifies and found to be this key's.
         assumptions: What the p-value rests on, in words.
+        opened: What the owner's signed statements say about the key; None where no evidence was given.
     """
 
     owner: str
@@ -48,6 +50,12 @@ class Decision:
     decision: DecisionRule
     committed: bool
     assumptions: tuple[str, ...]
+    opened: Opened | None = None
+
+    @property
+    def seed_factor(self) -> int:
+        """What p was multiplied by for the seeds that the owner committed to; 1 where no evidence was given."""
+        return 1 if self.opened is None else self.opened.factor
 
     @property
     def decided(self) -> bool:
@@ -67,10 +75,15 @@ class Decision:
             f"{self.headline}: claim of {self.owner}",
             findings[0],
             f"  p-value         10^{self.log10_p_value:.2f} {'<=' if self.marked else '>'} 10^{self.log10_alpha:.2f} ({test}, "
-            f"{'earlier commitment checked' if self.committed else 'no earlier commitment checked'})",
+            f"{self._commitment_in_words()})",
             *findings[1:],
         ]
         return "\n".join([*lines, "  assuming        " + "\n                  ".join(self.assumptions)])
+
+    def _commitment_in_words(self) -> str:
+        if self.opened is not None:
+            return "earlier commitment checked in signed statements"
+        return "earlier commitment checked" if self.committed else "no earlier commitment checked"
 
     def to_dict(self) -> dict[str, Any]:
         """The verdict as JSON-ready values; nothing in it is secret."""
@@ -83,6 +96,8 @@ class Decision:
             "decision": self.decision.to_dict(),
             "committed": self.committed,
             "assumptions": list(self.assumptions),
+            "opened": self.opened and self.opened.to_dict(),
+            "seed_factor": self.seed_factor,
         }
 
 
@@ -98,10 +113,12 @@ class Verdict(Decision):
         decision: The rule.
         committed: Whether a commitment was given by whoever verifies and found to be this key's.
         assumptions: What the p-value rests on, in words.
+        opened: What the owner's signed statements say about the key; None where no evidence was given.
         log10_p_hard: log10 of the exact tail of the number of matching bits, times the correction.
         log10_p_soft: log10 of the tail of the signed sum of projections, times the correction. The tail is enumerated up to
             16 bits and bounded (Chernoff) above.
-        num_assignments: Joint assignments of carriers to layers that were tried and paid for; twice as many with a reference.
+        num_assignments: Joint assignments of carriers to layers that were tried and paid for, 1 where the map was committed to and the
+            suspect's layers bear its names; twice as many with a reference.
         matched: Whether the suspect's units were matched with those of the key's reference.
         readings: One reading for each carrier.
     """
@@ -130,13 +147,15 @@ class Verdict(Decision):
     def summary(self) -> str:
         """The verdict for people, in a dozen lines."""
         soft_tail = "enumerated tail" if self.num_bits <= MAX_ENUMERATED_BITS else "Chernoff bound"
-        errors = allowed_errors(self.num_bits, self.log10_alpha - math.log10(self.num_assignments))
+        factor = self.num_assignments * self.seed_factor
+        errors = allowed_errors(self.num_bits, self.log10_alpha - math.log10(factor))
         findings = [
             f"  bits matched    {self.num_matches} of {self.num_bits} (bit error rate {self.bit_error_rate:.4f}; "
             f"{'no number of matches' if errors is None else f'up to {errors} errors'} would pass the hard test)",
             f"  hard, soft      10^{self.log10_p_hard:.2f}, 10^{self.log10_p_soft:.2f} "
             f"(exact tail, {soft_tail}; each times the correction)",
-            f"  correction      x {self.num_assignments} assignments of carriers to layers",
+            f"  correction      x {self.num_assignments} assignments of carriers to layers"
+            + ("" if self.opened is None else f", x {self.seed_factor} for commitment {self.opened.num_seeds}"),
         ]
         for reading in self.readings:
             findings += [
@@ -165,6 +184,8 @@ def verify(
     owner_key: OwnerKey,
     *,
     commitment: str | None = None,
+    evidence: Evidence | None = None,
+    search: bool = False,
     reference: keras.Model | None = None,
 ) -> Verdict:
     """Reads the mark from a suspect's weights and decides by the rule fixed in the key.
@@ -173,11 +194,18 @@ def verify(
     assignment is reported. The width stands in the key but not in the commitment, so the factor in p (Bonferroni) counts
     every layer that is wide enough for the bits.
 
+    Where the evidence holds a statement of the carrier-to-layer map from before the release, a suspect whose layers still bear the names
+    is read there alone, and pays for no other layer. Names decide that, never bits, so p stays exact. A thief may have swapped names:
+    ask for a search then, and know that whoever reads both ways has two tests, which err twice as often.
+
     Args:
         model: The suspect, any Keras model. Only load files you trust, or look at them first.
         owner_key: The claimant's key, after `release` (it must know the carriers' widths).
         commitment: The commitment that the claimant published before training, taken by whoever verifies from a dated
             source of their own. With it the rule's level for committed claims applies.
+        evidence: The owner's signed statements, checked by `evidence.load_evidence`. They do what a commitment does, count the seeds that
+            the owner committed to, and may hold the carrier-to-layer map.
+        search: Whether to try every layer, though the map was committed to.
         reference: The model whose digest stands in the key (`OwnerKey.with_reference`). The suspect's units are then matched with its, by
             what both do with the key inputs, whatever their order and size, and the bits are read after that. As the bits were
             derived from the reference, it cannot know them, and p is as exact as without.
@@ -187,7 +215,7 @@ def verify(
 
     Raises:
         ValueError: If there is nothing to read: a key without key inputs or layers, inputs that do not fit the model, no
-            layer of the right width, activations that are not finite, a commitment that is not this key's, or a reference that is not.
+            layer of the right width, activations that are not finite, a commitment, evidence or a reference that is not this key's.
 
     Example:
 
@@ -206,7 +234,8 @@ def verify(
             "This key cannot read a mark yet. Expected a key with key inputs (`with_key_inputs`) and layers (returned by `release`). "
             f"Received: key inputs {'set' if owner_key.key_inputs else 'missing'}, layers {'set' if owner_key.layers else 'missing'}"
         )
-    committed = check_commitment(owner_key, commitment)
+    opened = None if evidence is None else evidence.opened_by(owner_key)
+    committed = check_commitment(owner_key, commitment) or opened is not None
     if reference is None:
         ways = [candidate_means(model, owner_key)]
     else:
@@ -217,12 +246,35 @@ def verify(
             )
         # Sizes are an attacker's to choose; taking them from the reference costs a part of the mark. Both are tried and paid for.
         ways = [matched_candidates(model, owner_key, reference, rescale) for rescale in (False, True)]
+    recorded = [_as_recorded(found, owner_key) for found in ways]
+    as_recorded = opened is not None and opened.layers_committed and not search and None not in recorded
+    if as_recorded:
+        ways = [found for found in recorded if found is not None]
     num_assignments = len(ways) * math.prod(found.num_admissible for found in ways[0].values())
     verdicts = [
-        judge(best_readings(each, owner_key), owner_key, num_assignments, committed, matched=reference is not None)
+        judge(
+            best_readings(each, owner_key),
+            owner_key,
+            num_assignments,
+            committed,
+            matched=reference is not None,
+            opened=opened,
+            as_recorded=as_recorded,
+        )
         for each in ways
     ]
     return min(verdicts, key=lambda verdict: verdict.log10_p_value)
+
+
+def _as_recorded(found: dict[str, Candidates], owner_key: OwnerKey) -> dict[str, Candidates] | None:
+    """The candidates in the layers that the key names, alone; None if the suspect has no such layers."""
+    places = {layer.carrier: Place(layer.path, 0) for layer in owner_key.layers}
+    means = {name: found[name].means.get(place) for name, place in places.items()}
+    if any(each is None or not np.isfinite(each).all() for each in means.values()):
+        return None
+    return {
+        name: Candidates({places[name]: each}, num_admissible=1) for name, each in means.items() if each is not None
+    }
 
 
 def check_commitment(owner_key: OwnerKey, commitment: str | None) -> bool:
@@ -254,12 +306,13 @@ def check_commitment(owner_key: OwnerKey, commitment: str | None) -> bool:
     return True
 
 
-def assumptions_about_the_date(committed: bool, inputs: str) -> list[str]:
+def assumptions_about_the_date(committed: bool, inputs: str, opened: Opened | None = None) -> list[str]:
     """What a verdict says about the order of key and model.
 
     Args:
         committed: Whether an earlier commitment was checked.
         inputs: What of the key can be fitted to a model, in words.
+        opened: What signed statements say about the key.
 
     Returns:
         Sentences for `Decision.assumptions`.
@@ -269,6 +322,8 @@ def assumptions_about_the_date(committed: bool, inputs: str) -> list[str]:
     >>> len(assumptions_about_the_date(True, "key inputs"))
     2
     """
+    if opened is not None:
+        return opened.in_words()
     if committed:
         return [
             "that they were: the key's commitment was checked; its date is for the verifier to judge",
@@ -286,6 +341,8 @@ def judge(
     num_assignments: int,
     committed: bool = False,
     matched: bool = False,
+    opened: Opened | None = None,
+    as_recorded: bool = False,
 ) -> Verdict:
     """Turns readings into a verdict by the key's decision rule.
 
@@ -295,6 +352,8 @@ def judge(
         num_assignments: Joint assignments that were tried, >= 1.
         committed: Whether an earlier commitment was checked.
         matched: Whether units were matched with those of the key's reference.
+        opened: What signed statements say about the key.
+        as_recorded: Whether only the layers of a committed map were read.
 
     Returns:
         The verdict.
@@ -314,13 +373,13 @@ def judge(
     """
     rule = owner_key.decision
     tests: tuple[SignificanceTest, ...] = get_args(SignificanceTest)
-    log10_p = {test: corrected_log10_p(joint_log10_p(readings, test), num_assignments) for test in tests}
+    factor = num_assignments * (1 if opened is None else opened.factor)
+    log10_p = {test: corrected_log10_p(joint_log10_p(readings, test), factor) for test in tests}
     assumptions = [
         "the bits are uniform and independent of the suspect and of all that was used to read it: seed, key inputs and decision "
         "rule were fixed before the suspect existed",
-        *assumptions_about_the_date(committed, "key inputs"),
-        f"every joint assignment of carriers to layers wide enough was paid for ({num_assignments}); the carrier-to-layer map is not "
-        "committed",
+        *assumptions_about_the_date(committed, "key inputs", opened),
+        _layers_in_words(num_assignments, opened, as_recorded),
         f"the decision rule stood in the key: {rule.test} test at 10^{rule.log10_alpha(committed):.2f}",
     ]
     if matched:
@@ -341,6 +400,20 @@ def judge(
         matched=matched,
         readings=tuple(readings),
         assumptions=tuple(assumptions),
+        opened=opened,
+    )
+
+
+def _layers_in_words(num_assignments: int, opened: Opened | None, as_recorded: bool) -> str:
+    if as_recorded:
+        return (
+            "the suspect's layers bear the names in the committed carrier-to-layer map and were read there alone, so no other layer was "
+            "paid for; whoever searches the others after that makes a second test"
+        )
+    committed = opened is not None and opened.layers_committed
+    return (
+        f"every joint assignment of carriers to layers wide enough was paid for ({num_assignments}); the carrier-to-layer map is "
+        f"{'committed, and was not gone by' if committed else 'not committed'}"
     )
 
 

@@ -12,7 +12,7 @@ import pathlib
 
 from scripts.configs import option
 from scripts.verdicts import concluded, run_verification
-from scripts.verify import COMMITMENT_HELP
+from scripts.verify import COMMITMENT_HELP, EVIDENCE_HELP, TSA_ROOTS_HELP
 
 PROTOCOLS = ("tensorflow_serving", "open_inference", "json")
 
@@ -53,6 +53,8 @@ class Config:
     )
     token_variable: str | None = option(None, "Environment variable with a token for the server.")
     commitment: str | None = option(None, COMMITMENT_HELP)
+    evidence: str | None = option(None, EVIDENCE_HELP)
+    tsa_roots: str | None = option(None, TSA_ROOTS_HELP)
     verdict: str | None = option(None, "Where to write the verdict as JSON.")
 
 
@@ -103,7 +105,13 @@ def run(config: Config) -> int:
     # Other outputs, or another reading of them, are another questioning.
     suspect = f"{model.name}, output {config.output}, read as {config.kind}"
     answers = config.answers or f"{config.owner_key}.{hashlib.sha256(suspect.encode()).hexdigest()[:8]}.answers.json"
-    questioning = ds.Questioning(ds.OwnerKey.load(config.owner_key), answers, suspect, decoys, config.commitment)
+    owner_key, evidence = ds.OwnerKey.load(config.owner_key), None
+    if config.evidence:
+        # Only here: it needs what an installation without the extra does not have.
+        from scripts.statements import evidence_in
+
+        evidence = evidence_in(config.evidence, config.tsa_roots)
+    questioning = ds.Questioning(owner_key, answers, suspect, decoys, config.commitment, evidence)
     limit = min(config.max_queries or questioning.num_questions, questioning.num_questions)
     with tqdm.tqdm(total=limit, initial=questioning.num_queries, unit="question") as progress:
         for num_queries in questioning.steps(

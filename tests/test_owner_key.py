@@ -22,8 +22,8 @@ import pytest
 
 from deepsigns_tf import Carrier, DecisionRule, OwnerKey, SignatureRegularizer
 from deepsigns_tf.activations import class_membership
-from deepsigns_tf.alignment import weights_digest
 from deepsigns_tf.owner_key import CarrierLayer, KeyInputs
+from deepsigns_tf.weights_digest import weights_digest
 
 SEED = bytes(range(32))
 MAGIC = b"deepsigns_tf owner key\n"

@@ -683,8 +683,8 @@ def test_a_trained_model_is_marked_by_fine_tuning(train, quick, begun, tmp_path)
 def test_marking_begins_after_some_epochs_and_the_key_refers_to_the_network_of_that_moment(
     train, quick, begun, tmp_path
 ):
-    from deepsigns_tf.alignment import weights_digest
     from deepsigns_tf.attacks.same_function import permute_units
+    from deepsigns_tf.weights_digest import weights_digest
 
     config = train.Config(str(tmp_path), dataset="mnist5k", epochs=5, unmarked_epochs=2, strength=3.0)
     begun.stop = {("reference", 1), ("marked", 3)}

@@ -705,6 +705,7 @@ def test_a_verdict_as_json_holds_every_number_and_no_secret():
     assert set(report) == {field.name for field in dataclasses.fields(verdict)} | {
         "headline",
         "num_bits",
+        "seed_factor",
         "num_matches",
         "bit_error_rate",
     }

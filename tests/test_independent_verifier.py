@@ -1,0 +1,234 @@
+"""The second verifier against the package, on random cases: bits, matches, factors, p, and the two commitments."""
+
+import ast
+import dataclasses
+import itertools
+import pathlib
+import subprocess
+import sys
+from unittest import mock
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import deepsigns_tf as ds
+from deepsigns_tf import verification
+from deepsigns_tf.candidates import Candidates, Place
+from deepsigns_tf.commitments import Evidence, Release, Statement, release_commitment
+from deepsigns_tf.owner_key import CarrierLayer
+from scripts.dumps import write_dump
+from tests import independent_verifier as second
+
+SOURCE = pathlib.Path(second.__file__)
+
+
+def test_it_needs_numpy_and_the_standard_library_only():
+    tops = {
+        name.split(".")[0]
+        for node in ast.walk(ast.parse(SOURCE.read_text(encoding="utf-8")))
+        for name in (
+            [each.name for each in node.names]
+            if isinstance(node, ast.Import)
+            else [node.module or "."]
+            if isinstance(node, ast.ImportFrom)
+            else []
+        )
+    }
+    assert tops - sys.stdlib_module_names == {"numpy"}
+    assert "__import__" not in SOURCE.read_text() and "importlib" not in SOURCE.read_text()
+
+
+def random_key(random):
+    """Any key: carriers, classes, projections, inputs of one or several names, a reference or none, triggers or none."""
+    carriers = []
+    for number in range(random.integers(1, 4)):
+        classes = random.permutation(6)[: random.integers(1, 5)].tolist()
+        projection = ["balanced", "gaussian"][random.integers(2)]
+        num_bits = int(random.integers(1, 12 if random.integers(2) else 40))
+        carriers.append(ds.Carrier(f"carrier {number} é", classes, num_bits, "mean", projection))
+    rule = ds.DecisionRule(
+        alpha=float(2.0 ** -random.integers(64, 100)), alpha_committed=[1e-6, 1e-9][random.integers(2)]
+    )
+    key = ds.OwnerKey("Öwner 😀", carriers, rule, random.bytes(32))
+    if random.integers(2):
+        key = dataclasses.replace(key, reference=random.bytes(32).hex())
+    dtype = ["float32", "float64", "int16", "uint8", "bool"][random.integers(5)]
+    arrays = {name: random.integers(0, 2, (60, 2, 3)).astype(dtype) for name in ("b", "a")[: random.integers(1, 3)]}
+    labels, num_per_class = np.arange(60) % 6, int(random.integers(1, 10))
+    key = key.with_key_inputs(arrays["b"] if len(arrays) == 1 else arrays, labels, num_per_class)
+    if random.integers(2):
+        key = key.with_triggers("noise", 12, 10, random.random((5, 3)).astype("float32"))
+    layers = [
+        CarrierLayer(
+            carrier.name,
+            f"layer {at}",
+            int(random.integers(2 * carrier.bits_per_class, 4 * carrier.bits_per_class + 2)),
+        )
+        for at, carrier in enumerate(carriers)
+    ]
+    return key.with_layers(layers), labels, num_per_class
+
+
+def random_means(random, key, layer):
+    """Class means that spell the bits with some errors, or nothing; now and then a number that is none."""
+    carrier = key.carrier(layer.carrier)
+    means = random.normal(size=(len(carrier.classes), layer.num_units))
+    kind = random.integers(10)
+    if kind >= 2:
+        signs = (2.0 * key.signature(layer.carrier) - 1.0) * np.where(
+            random.random((len(means), carrier.bits_per_class)) < 0.1 * random.random(), -1, 1
+        )
+        means = signs @ np.linalg.pinv(key.projection(layer.carrier, layer.num_units)) + 0.05 * means
+    if kind == 0:
+        means[0, 0] = np.nan
+    return means
+
+
+def random_candidates(random, key):
+    candidates = {}
+    for layer in key.layers:
+        places = [Place(layer.path, 0)] if random.integers(5) else []
+        places += [Place(f"other {at}", int(random.integers(2))) for at in range(random.integers(0, 3))]
+        order = random.permutation(len(places))
+        means = {places[at]: random_means(random, key, layer) for at in order}
+        copies = list(means)
+        if copies and random.integers(3) == 0:
+            # Copies of one output read the same: the tie is decided alike.
+            means[Place("copy", 0)] = means[copies[0]].copy()
+        if not any(np.isfinite(each).all() for each in means.values()):
+            means[Place("finite", 0)] = random.normal(size=(len(key.carrier(layer.carrier).classes), layer.num_units))
+        candidates[layer.carrier] = Candidates(means, len(means) + int(random.integers(3)))
+    return candidates
+
+
+def random_chain(random, key):
+    """Statements of other seeds before and after that of the key, and releases."""
+
+    def released(layers):
+        weights, name = random.bytes(32).hex(), f"release {random.integers(100)}"
+        return Release(name, weights, release_commitment(dataclasses.replace(key, layers=layers), weights, name))
+
+    links = [(random.bytes(32).hex(), None) for _ in range(random.integers(0, 4))]
+    links.append((key.commitment(), None))
+    links += [(random.bytes(32).hex(), None) for _ in range(random.integers(0, 2))]
+    links += [(key.commitment(), released(key.layers)) for _ in range(random.integers(0, 3))]
+    if len(links) and links[-1][1] is not None and random.integers(4) == 0:
+        moved = tuple(dataclasses.replace(layer, path="elsewhere") for layer in key.layers)
+        links.append((key.commitment(), released(moved)))
+    statements = []
+    for number, (commitment, release) in enumerate(links, 1):
+        previous = statements[-1].digest() if statements else None
+        statements.append(Statement(key.owner, 64 * "1", number, previous, commitment, release))
+    return Evidence(tuple(statements))
+
+
+def compare(seed, folder):
+    """One random case, read by both."""
+    random = np.random.default_rng(seed)
+    key, labels, num_per_class = random_key(random)
+    candidates = random_candidates(random, key)
+    evidence = random_chain(random, key) if random.integers(3) else None
+    search = bool(random.integers(2))
+    key.save(folder / "owner.key")
+    write_dump(folder / "dump.npz", candidates)
+    chain = None
+    if evidence is not None:
+        chain = folder / "evidence"
+        chain.mkdir(exist_ok=True)
+        for each in chain.iterdir():
+            each.unlink()
+        for statement in evidence.statements:
+            (chain / f"{statement.number:04d}.json").write_bytes(statement.encode())
+    with mock.patch.object(verification, "candidate_means", lambda model, owner_key: candidates):
+        verdict = ds.verify(None, key, evidence=evidence, search=search)
+    found = second.verify(folder / "owner.key", folder / "dump.npz", chain, search)
+
+    assert (found["num_bits"], found["num_matches"]) == (verdict.num_bits, verdict.num_matches)
+    assert found["factor"] == verdict.num_assignments * verdict.seed_factor
+    assert found["log10_p"] == pytest.approx(verdict.log10_p_hard, rel=1e-12, abs=1e-12)
+    assert found["marked"] == verdict.marked
+    for reading in verdict.readings:
+        place, matches = found["readings"][reading.carrier]
+        assert str(Place(*place)) == reading.layer
+        np.testing.assert_array_equal(matches, reading.matches)
+    opened = second.read_key(folder / "owner.key")
+    assert second.c1(opened) == key.commitment()
+    assert second.c2(opened, 64 * "a", "é") == release_commitment(key, 64 * "a", "é")
+    for layer in key.layers:
+        np.testing.assert_array_equal(second.signature(opened, layer.carrier), key.signature(layer.carrier))
+        np.testing.assert_array_equal(
+            second.projection(opened, layer.carrier, layer.num_units), key.projection(layer.carrier, layer.num_units)
+        )
+    chosen = second.choose_key_inputs(opened, labels.tolist(), num_per_class)
+    np.testing.assert_array_equal(labels[chosen], key.key_inputs.labels)
+    return verdict
+
+
+@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 2**64 - 1))
+def test_the_two_agree(tmp_path, seed):
+    compare(seed, tmp_path)
+
+
+def test_the_cases_are_of_all_kinds(tmp_path):
+    """Else agreement would mean little."""
+    verdicts = [compare(seed, tmp_path) for seed in range(100)]
+    kinds = {
+        (verdict.marked, verdict.opened is not None, verdict.num_assignments == 1, len(verdict.readings) > 1)
+        for verdict in verdicts
+    }
+    assert {kind[:2] for kind in kinds} >= set(itertools.product((False, True), (False, True)))
+    assert {kind[2] for kind in kinds} == {kind[3] for kind in kinds} == {False, True}
+    assert len({verdict.seed_factor for verdict in verdicts}) >= 4
+
+
+@pytest.mark.slow
+@settings(deadline=None, max_examples=10_000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 2**64 - 1))
+def test_the_two_agree_on_ten_thousand_cases(tmp_path, seed):
+    compare(seed, tmp_path)
+
+
+def test_the_choice_of_key_inputs(tmp_path):
+    inputs, labels = np.arange(200.0).reshape(100, 2), np.random.default_rng(0).integers(0, 5, 100) - 1
+    key = ds.OwnerKey.generate("ACME Vision", [ds.Carrier("features", [3, 0, 2], 32)]).with_key_inputs(
+        inputs, labels, 7
+    )
+    key.save(tmp_path / "owner.key")
+    rows = second.choose_key_inputs(second.read_key(tmp_path / "owner.key"), labels.tolist(), 7)
+    np.testing.assert_array_equal(inputs[rows], key.key_inputs.inputs)
+
+
+@pytest.mark.parametrize("num_bits", [1, 16, 640, 5000])
+def test_tails_of_large_marks(num_bits):
+    from deepsigns_tf.statistics import binomial_log10_tail
+
+    for num_matches in {0, 1, num_bits // 2, num_bits - 1, num_bits}:
+        expected = binomial_log10_tail(num_matches, num_bits)
+        assert second.log10_tail(num_matches, num_bits, 1) == pytest.approx(expected, rel=1e-12, abs=1e-12)
+
+
+@pytest.mark.parametrize("where", ["chain", "key"])
+def test_what_was_altered_is_refused(tmp_path, where):
+    random = np.random.default_rng(0)
+    key = random_key(random)[0]
+    key.save(tmp_path / "owner.key")
+    evidence = Evidence((Statement(key.owner, 64 * "1", 1, None, key.commitment()),))
+    (tmp_path / "0001.json").write_bytes(evidence.statements[0].encode())
+    assert second.opened(second.read_chain(tmp_path), second.read_key(tmp_path / "owner.key")) == (1, False)
+    path = tmp_path / {"chain": "0001.json", "key": "owner.key"}[where]
+    path.write_bytes(path.read_bytes().replace(b"ACME", b"acme")[:-1] + b" ")
+    with pytest.raises((AssertionError, ValueError)):
+        second.opened(second.read_chain(tmp_path), second.read_key(tmp_path / "owner.key"))
+
+
+def test_it_is_a_program(tmp_path):
+    random = np.random.default_rng(1)
+    key = random_key(random)[0]
+    key.save(tmp_path / "owner.key")
+    write_dump(tmp_path / "dump.npz", random_candidates(random, key))
+    command = [sys.executable, "-I", str(SOURCE), str(tmp_path / "owner.key"), str(tmp_path / "dump.npz")]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert f"of {key.num_bits} bits match, p = 10^" in printed and "MARKED" in printed
