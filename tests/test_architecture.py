@@ -25,6 +25,7 @@ ROWS = [
     {"release", "callbacks", "trigger_verification"},
     {"questioning", "remote"},
     {"__init__"},
+    {"report"},
     {"attacks.__init__", "attacks.inputs", "attacks.units", "attacks.weights"},
     {"attacks.same_function", "attacks.recipes"},
     {"attacks.adaptive", "attacks.adversarial", "attacks.extraction", "attacks.fine_tuning", "attacks.overwriting"},

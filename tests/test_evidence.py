@@ -21,11 +21,12 @@ from deepsigns_tf.statistics import binomial_log10_tail
 
 evidence = pytest.importorskip("deepsigns_tf.evidence", reason="evidence needs `deepsigns_tf[evidence]`")
 
+from benchmarks.authorities import TIME_STAMPING, certified, time_stamp  # noqa: E402
 from deepsigns_tf.evidence import add_statement, add_time_stamp, load_evidence, statement_file  # noqa: E402
 from deepsigns_tf.signatures import SigningKey  # noqa: E402
 from deepsigns_tf.timestamps import time_stamp_request  # noqa: E402
 from deepsigns_tf.weights_digest import weights_digest  # noqa: E402
-from tests.authorities import TIME_STAMPING, authority, certified, time_stamp  # noqa: E402
+from tests.authorities import authority  # noqa: E402
 from tests.test_secrecy import Scanner  # noqa: E402
 
 M, N, NUM_CLASSES = 128, 32, 4

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 x509 = pytest.importorskip("cryptography.x509", reason="time-stamps need `deepsigns_tf[evidence]`")
 timestamps = pytest.importorskip("deepsigns_tf.timestamps", reason="time-stamps need `deepsigns_tf[evidence]`")
 
+from benchmarks.authorities import TIME_STAMPING, certified, time_stamp  # noqa: E402
 from deepsigns_tf.timestamps import check_time_stamp, read_time_stamp, time_stamp_request  # noqa: E402
-from tests.authorities import TIME_STAMPING, authority, certified, time_stamp  # noqa: E402
+from tests.authorities import authority  # noqa: E402
 
 pytestmark = pytest.mark.skipif(
     shutil.which("openssl") is None, reason="the authority is `openssl ts`, which is not here"
