@@ -348,7 +348,8 @@ def own_reference(scene: Scene) -> Claim:
 
     found = []
     for number in range(20):
-        reference = permute_units(scene.unmarked, seed=number)
+        reference = scene.folder() / "reference.keras"
+        permute_units(scene.unmarked, seed=number).save(reference)
         key = scene.released_layers(scene.key("thief", b"reference").with_reference(reference))
         found.append((ds.verify(scene.marked, key, reference=reference).log10_p_value, number, key))
     log10_p, _, key = min(found, key=lambda each: each[:2])
