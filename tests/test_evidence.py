@@ -302,15 +302,18 @@ def test_anothers_evidence_gives_no_verdict(folder):
             ask()
 
 
-def test_a_reference_goes_with_evidence(folder):
+def test_a_reference_goes_with_evidence(folder, tmp_path):
     # Examples that differ within a class, to match units by.
     inputs = ONE_HOT + np.random.default_rng(0).normal(size=ONE_HOT.shape).astype("float32")
     key = dataclasses.replace(make_key(), layers=(), key_inputs=None).with_key_inputs(inputs, LABELS, 8)
     model = make_model(key)
-    key = key.with_reference(model).with_layers(KEY.layers)
+    path = tmp_path / "reference.keras"
+    model.save(path)
+    key = key.with_reference(path).with_layers(KEY.layers)
     marked = make_model(key)
-    verdict = ds.verify(marked, key, evidence=loaded(folder, (key,), (key, "1.0", WEIGHTS)), reference=model)
-    assert verdict.matched and verdict.num_assignments == 2
+    verdict = ds.verify(marked, key, evidence=loaded(folder, (key,), (key, "1.0", WEIGHTS)), reference=path)
+    # As it is, and matched with and without sizes; no other layer.
+    assert verdict.num_assignments == 3
 
 
 def test_answers_pay_for_seeds_too(folder):
