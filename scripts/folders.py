@@ -110,9 +110,10 @@ def other_settings(
         recorded: The other's `config.json`.
         ignored: Settings that may differ.
     """
-    settings, defaults = _identity(config, program), default_settings(type(config))
-    names = sorted((recorded.keys() | settings.keys()) - ignored)
+    settings = _identity(config, program)
     # A setting that there was not yet had its default's effect.
+    defaults = default_settings(type(config)) if recorded.get("program") == program else {}
+    names = sorted((recorded.keys() | settings.keys()) - ignored)
     return {name: settings.get(name) for name in names if settings.get(name) != recorded.get(name, defaults.get(name))}
 
 

@@ -149,20 +149,12 @@ def _marked(
 ) -> tuple[keras.Model, ds.OwnerKey]:
     path = folder / "marked.keras"
     strategy = strategy_named(config.strategy)
-    if owner_key.reference is not None and not (folder / "reference.keras").exists():
-        raise ValueError(
-            "The network that marking started from is gone. Expected the file that the key refers to. "
-            f"Received: no {folder / 'reference.keras'}"
-        )
+    if owner_key.reference is not None:
+        _check_reference(folder, owner_key)
     start = _begun(folder, config, task)
     if start is not None and owner_key.reference is None:
         on_chief(strategy, lambda: _begin_with_reference(folder, owner_key))
         owner_key = ds.OwnerKey.load(folder / "owner.key")
-    if owner_key.reference is not None and file_digest(folder / "reference.keras") != owner_key.reference:
-        raise ValueError(
-            "The network that marking started from is another one now. Expected the file that the key refers to. "
-            f"Received: {folder / 'reference.keras'}"
-        )
     if config.num_triggers and owner_key.triggers is None:
         on_chief(strategy, lambda: _begin_with_triggers(folder, config, task, owner_key, unmarked))
         owner_key = ds.OwnerKey.load(folder / "owner.key")
@@ -210,6 +202,15 @@ def _begun(folder: pathlib.Path, config: TrainingConfig, task: Task) -> keras.Mo
         plain = plain_copy(model, config, task)
         on_chief(strategy, lambda: folders.save_model(plain, path))
     return keras.models.load_model(path) if path.exists() else None
+
+
+def _check_reference(folder: pathlib.Path, owner_key: ds.OwnerKey) -> None:
+    path = folder / "reference.keras"
+    if not path.exists() or file_digest(path) != owner_key.reference:
+        raise ValueError(
+            "The network that marking started from is gone. Expected the file that the key refers to. "
+            f"Received: {'another one' if path.exists() else 'none'} in {path}"
+        )
 
 
 def _begin_with_reference(folder: pathlib.Path, owner_key: ds.OwnerKey) -> None:

@@ -426,6 +426,7 @@ def test_a_study_makes_a_row_of_each_run_and_goes_on_where_it_stopped(network, t
     assert studies.run(network, config) == more
 
 
+@pytest.mark.slow
 def test_a_study_of_answers_attacks_the_triggers(tmp_path, monkeypatch):
     monkeypatch.setattr(studies, "pool_on_cores", lambda num_workers: concurrent.futures.ThreadPoolExecutor(1))
     monkeypatch.setattr("scripts.training._verify_in_fresh_process", verified_here)

@@ -709,11 +709,10 @@ def test_marking_begins_after_some_epochs_and_the_key_refers_to_the_network_of_t
     copy = permute_units(marked, seed=0)
     found = [ds.verify(copy, key, reference=each).log10_p_value for each in (None, reference)]
     assert found[0] > -3 and found[1] < -19
-    for content, words in ((b"another", "is another one now"), (None, "is gone")):
+    told = r"^The network that marking started from is gone\. Expected .* Received: "
+    for content, words in ((b"another", "another one"), (None, "none")):
         reference.unlink() if content is None else reference.write_bytes(content)
-        with pytest.raises(
-            ValueError, match=rf"^The network that marking started from {words}\. Expected .* Received: "
-        ):
+        with pytest.raises(ValueError, match=f"{told}{words} in "):
             train.run(config)
 
 
@@ -909,7 +908,8 @@ def test_a_disguised_file_is_read_by_the_reference(tmp_path):
     key.with_layers([CarrierLayer("features", "hidden", 128)]).save(tmp_path / "owner.key")
     files = [f"--model={tmp_path / 'model.keras'}", f"--owner_key={tmp_path / 'owner.key'}"]
     process = run_program("scripts.verify", *files, f"--reference={tmp_path / 'model.keras'}")
-    assert process.returncode == 1 and "units were matched with those of a model" in process.stdout
+    # Its one layer, as it is and matched with and without sizes.
+    assert process.returncode == 1 and "x 3 assignments of carriers to layers" in process.stdout
 
 
 def test_an_unmarked_file_exits_with_1(finished):

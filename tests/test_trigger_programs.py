@@ -97,7 +97,7 @@ def test_triggers_of_low_density_are_committed_to_when_the_twin_is_trained(tmp_p
     first = printed.index("Commitment, to publish")
     second = printed.index(f"Commitment with triggers, to publish before they are trained: {result['commitment']}")
     assert first < printed.index("Training the unmarked") < second < printed.index("Training the marked")
-    assert result["triggers"]["verdict"]["num_matches"] >= 12
+    assert result["triggers"]["verdict"]["num_matches"] >= 8
     key = ds.OwnerKey.load(tmp_path / "run" / "owner.key")
     assert key.triggers.family == "low_density" and key.commitment() == result["commitment"]
 
@@ -111,6 +111,7 @@ def test_text_is_marked_with_token_strings(tmp_path):
     assert result["triggers"]["verdict"]["num_triggers"] == 32 and result["triggers"]["verdict"]["num_classes"] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The released model does not carry the mark")
 def test_the_statistics_of_batch_norm_are_taken_anew(tmp_path):
     settings = {"depth": 10, "width": 1, "carriers": "features:16", "strength": 10.0, "epochs": 2}
