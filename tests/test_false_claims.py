@@ -25,7 +25,7 @@ REASONS = {
     "overwritten": "committed to after the model was published",
     "replayed_key": "p = 10^",
     "replayed_evidence": "committed to after the model was published",
-    "altered_time_stamp": "refused: a time-stamp that does not hold",
+    "altered_time_stamp": "refused: one that was altered",
     "foreign_time_stamp": "refused: a time-stamp that does not hold",
     "insider": "an earlier claim is valid too",
 }
