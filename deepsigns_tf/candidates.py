@@ -81,9 +81,14 @@ def candidate_means(model: keras.Model, owner_key: OwnerKey) -> dict[str, Candid
     }
 
 
-def matched_candidates(
-    model: keras.Model, owner_key: OwnerKey, reference: keras.Model, rescale: bool
-) -> dict[str, Candidates]:
+class Matched(NamedTuple):
+    """Candidates in the units of a reference's layers: of the reference's size, and of the suspect's own."""
+
+    scaled: dict[str, Candidates]
+    unscaled: dict[str, Candidates]
+
+
+def matched_candidates(model: keras.Model, owner_key: OwnerKey, reference: keras.Model) -> Matched:
     """Class means of the key inputs in every output that is wide enough, in the units of a reference's layer.
 
     Units are matched by their responses to the key inputs, which were fixed before the suspect existed, within classes, where the
@@ -94,22 +99,20 @@ def matched_candidates(
         model: The suspect, any Keras model.
         owner_key: A key with key inputs and layers.
         reference: A model of the architecture that the key's layers name.
-        rescale: As in `align`.
 
     Returns:
-        Carrier -> its candidates, of the width that the key names.
+        Carrier -> its candidates, of the width that the key names; with both sizes.
 
     Raises:
         ValueError: As `candidate_means`; also if the reference has no such layers.
     """
-    means, admissible = _means_of_key_inputs(model, owner_key)
-    assert owner_key.key_inputs is not None
-    labels = owner_key.key_inputs.labels
+    labels = _key_inputs(owner_key).labels
     widths = {layer.carrier: layer.num_units for layer in owner_key.layers}
-    features = _features(model, owner_key, {name: (width // 4, 4 * width) for name, width in widths.items()})
-    of_reference = _features(reference, owner_key, {name: (width, width) for name, width in widths.items()})
-    _, admissible_in_reference = _means_of_key_inputs(reference, owner_key)
-    result = {}
+    features, admissible = _features(
+        model, owner_key, {name: (width // 4, 4 * width) for name, width in widths.items()}
+    )
+    of_reference, others = _features(reference, owner_key, {name: (width, width) for name, width in widths.items()})
+    result = Matched({}, {})
     for layer in owner_key.layers:
         expected = of_reference[layer.carrier].get(Place(layer.path, 0))
         if expected is None:
@@ -118,26 +121,32 @@ def matched_candidates(
                 f"features. Received: layers {list(named_layers(reference))}"
             )
         profiles = _within_classes(expected, labels)
-        alignments = {
-            place: align(profiles, _within_classes(responses, labels), rescale)
-            for place, responses in features[layer.carrier].items()
-            if np.isfinite(responses).all()
-        }
-        result[layer.carrier] = Candidates(
-            {place: alignment.applied(means[layer.carrier][place]) for place, alignment in alignments.items()},
-            admissible[layer.carrier] * admissible_in_reference[layer.carrier],
-            {place: alignment.quality for place, alignment in alignments.items()},
-        )
+        finite = {place: each for place, each in features[layer.carrier].items() if np.isfinite(each).all()}
+        matches = {place: align(profiles, _within_classes(each, labels)) for place, each in finite.items()}
+        members = _membership(labels, owner_key.carrier(layer.carrier))
+        means = {place: members @ each / members.sum(axis=1)[:, None] for place, each in finite.items()}
+        num_admissible = admissible[layer.carrier] * others[layer.carrier]
+        qualities = {place: match.quality for place, match in matches.items()}
+        for into, ways in (
+            (result.scaled, matches),
+            (result.unscaled, {place: match.unscaled for place, match in matches.items()}),
+        ):
+            applied = {place: match.applied(means[place]) for place, match in ways.items()}
+            into[layer.carrier] = Candidates(applied, num_admissible, qualities)
     return result
+
+
+def _key_inputs(owner_key: OwnerKey) -> KeyInputs:
+    if owner_key.key_inputs is None:
+        raise ValueError("There is nothing to read with. Expected a key with key inputs. Received: a key without")
+    return owner_key.key_inputs
 
 
 def _means_of_key_inputs(
     model: keras.Model, owner_key: OwnerKey
 ) -> tuple[dict[str, dict[Place, np.ndarray]], dict[str, int]]:
     """Carrier -> place -> class means, in every output that is wide enough; and how many those are."""
-    key_inputs = owner_key.key_inputs
-    if key_inputs is None:
-        raise ValueError("There is nothing to read with. Expected a key with key inputs. Received: a key without")
+    key_inputs = _key_inputs(owner_key)
     _check_key_inputs(model, key_inputs)
     carriers = [owner_key.carrier(layer.carrier) for layer in owner_key.layers]
     sums: dict[str, dict[Place, np.ndarray]] = {carrier.name: {} for carrier in carriers}
@@ -153,16 +162,20 @@ def _means_of_key_inputs(
 
 def _features(
     model: keras.Model, owner_key: OwnerKey, widths: Mapping[str, tuple[int, int]]
-) -> dict[str, dict[Place, np.ndarray]]:
-    """Carrier -> place -> `(n, M')` features of the key inputs, in every output of a width between two numbers."""
-    assert owner_key.key_inputs is not None
+) -> tuple[dict[str, dict[Place, np.ndarray]], dict[str, int]]:
+    """Carrier -> place -> `(n, M')` features of the key inputs, in outputs of a width between two numbers; and how many are wide enough."""
+    key_inputs = _key_inputs(owner_key)
+    _check_key_inputs(model, key_inputs)
     carriers = [owner_key.carrier(layer.carrier) for layer in owner_key.layers]
     parts: dict[str, dict[Place, list[np.ndarray]]] = {carrier.name: {} for carrier in carriers}
-    for _, carrier, place, features in _heard(model, owner_key.key_inputs.inputs, carriers):
+    heard: dict[str, set[Place]] = {carrier.name: set() for carrier in carriers}
+    for _, carrier, place, features in _heard(model, key_inputs.inputs, carriers):
+        heard[carrier.name].add(place)
         least, most = widths[carrier.name]
         if least <= features.shape[1] <= most:
             parts[carrier.name].setdefault(place, []).append(features)
-    return {name: {place: np.concatenate(each) for place, each in found.items()} for name, found in parts.items()}
+    whole = {name: {place: np.concatenate(each) for place, each in found.items()} for name, found in parts.items()}
+    return whole, {name: len(places) for name, places in heard.items()}
 
 
 def _within_classes(features: np.ndarray, labels: np.ndarray) -> np.ndarray:

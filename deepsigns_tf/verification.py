@@ -221,8 +221,8 @@ def verify(
         )
     other = keras.models.load_model(reference, compile=False, safe_mode=True)
     # Sizes are an attacker's to choose; taking them from the reference costs a part of the mark.
-    matched = [matched_candidates(model, owner_key, other, rescale) for rescale in (False, True)]
-    ways = [(False, candidate_means(model, owner_key)), *((True, each) for each in matched)]
+    matched = matched_candidates(model, owner_key, other)
+    ways = [(False, candidate_means(model, owner_key)), (True, matched.unscaled), (True, matched.scaled)]
     num_ways = sum(_num_assignments(found) for _, found in ways)
     verdicts, errors = [], []
     for was_matched, found in ways:
