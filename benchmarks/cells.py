@@ -34,6 +34,17 @@ def accuracy_cell(rows: list[Result]) -> str:
     return f"{marked:.2f} ({np.mean([difference(row) for row in rows]):+.2f})"
 
 
+def calibration_cells(row: Result) -> list[str]:
+    """What a calibration promised and what was observed: nominal, attained, observed, interval, verdict."""
+    return [
+        f"{row['nominal']:g}",
+        f"{row['attained']:.5f}" if "attained" in row else "a bound",
+        f"{row['observed']:.5f}",
+        "[{:.5f}, {:.5f}]".format(*row["interval"]),
+        "yes" if row["as_promised"] else "**no**",
+    ]
+
+
 def interval(differences: np.ndarray) -> tuple[float, float]:
     """95 % interval of the mean, Student's."""
     found = scipy.stats.ttest_1samp(differences, 0.0).confidence_interval(0.95)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from benchmarks.cells import Result, accuracies, accuracy_cell, circumstances, difference, interval
+from benchmarks.cells import Result, accuracies, accuracy_cell, calibration_cells, circumstances, difference, interval
 from benchmarks.pictures import PICTURES
 from deepsigns_tf.files import write_atomically
 from deepsigns_tf.statistics import allowed_errors
@@ -193,11 +193,7 @@ def calibration_table(results: dict[str, Result]) -> str:
     rows = [
         [
             row["test"],
-            f"{row['nominal']:g}",
-            f"{row['attained']:.5f}" if "attained" in row else "a bound",
-            f"{row['observed']:.5f}",
-            "[{:.5f}, {:.5f}]".format(*row["interval"]),
-            "yes" if row["as_promised"] else "**no**",
+            *calibration_cells(row),
         ]
         for row in result["rows"]
     ]

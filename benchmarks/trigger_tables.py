@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.cells import Result, accuracies, circumstances, interval
+from benchmarks.cells import Result, accuracies, calibration_cells, circumstances, interval
 from scripts.markdown import markdown_table
 
 
@@ -105,11 +105,7 @@ def calibration_table(results: dict[str, Result]) -> str:
         [
             row["test"],
             row["suspect"],
-            f"{row['nominal']:g}",
-            f"{row['attained']:.5f}" if "attained" in row else "a bound",
-            f"{row['observed']:.5f}",
-            "[{:.5f}, {:.5f}]".format(*row["interval"]),
-            "yes" if row["as_promised"] else "**no**",
+            *calibration_cells(row),
         ]
         for row in result["rows"]
     ]

@@ -34,6 +34,11 @@ class Alignment:
         """Mean correlation over the reference's units that move, in [-1, 1]: 1 for a copy, less for an unrelated model."""
         return float(np.nanmean(self.correlations))
 
+    @property
+    def unscaled(self) -> "Alignment":
+        """The same match, with the suspect's own sizes: all factors are 1."""
+        return dataclasses.replace(self, scales=np.ones(len(self.scales)))
+
     def applied(self, features: np.ndarray) -> np.ndarray:
         """The suspect's features in the reference's order and size.
 
@@ -53,7 +58,7 @@ class Alignment:
         return np.asarray(self.scales * found)
 
 
-def align(reference: np.ndarray, suspect: np.ndarray, rescale: bool = True) -> Alignment:
+def align(reference: np.ndarray, suspect: np.ndarray) -> Alignment:
     r"""Matches units one to one, so that the sum of the correlations between their responses is largest.
 
     Units that never move are left out. Of a unit that was split or cloned any copy will do: they respond alike, up to a factor. The
@@ -62,7 +67,6 @@ def align(reference: np.ndarray, suspect: np.ndarray, rescale: bool = True) -> A
     Args:
         reference: `(n, M)` features of a layer, for n public inputs, more of them than units for a good match.
         suspect: `(n, M')` features of the suspect's layer, for the same inputs.
-        rescale: Whether the suspect's units are brought to the reference's size; else all factors are 1.
 
     Returns:
         The alignment.
@@ -103,12 +107,11 @@ def align(reference: np.ndarray, suspect: np.ndarray, rescale: bool = True) -> A
         matched, chosen = scipy.optimize.linear_sum_assignment(similarity, maximize=True)
         sources[rows[matched]] = columns[chosen]
         correlations[rows[matched]] = similarity[matched, chosen]
-    if rescale:
-        for unit in np.flatnonzero(sources >= 0):
-            response = suspect[:, sources[unit]]
-            factor = reference[:, unit] @ response / (response @ response)
-            # A match that is none has no size either.
-            scales[unit] = factor if factor > 0 else 1.0
+    for unit in np.flatnonzero(sources >= 0):
+        response = suspect[:, sources[unit]]
+        factor = reference[:, unit] @ response / (response @ response)
+        # A match that is none has no size either.
+        scales[unit] = factor if factor > 0 else 1.0
     return Alignment(sources, scales, correlations)
 
 

@@ -5,6 +5,7 @@ Layers of a stolen model may have been renamed or reordered: every output of the
 
 import dataclasses
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -12,7 +13,7 @@ import numpy as np
 from deepsigns_tf.alignment import align
 from deepsigns_tf.owner_key import KeyInputs, OwnerKey
 from deepsigns_tf.readings import SignatureReader, SignatureReading
-from deepsigns_tf.responses import Place, Respondent, Responses, Role, respondent
+from deepsigns_tf.responses import Place, Respondent, Responses, Role, membership, respondent
 
 # Of a unit's size, in single precision.
 _ROUNDING = 1e-6
@@ -59,14 +60,23 @@ def candidate_means(model: keras.Model | Respondent, owner_key: OwnerKey) -> dic
     >>> candidate_means(suspect, key)["features"].num_admissible
     2
     """
-    widths = {layer.carrier: (layer.num_units, layer.num_units) for layer in owner_key.layers}
-    found = _means_of_key_inputs(respondent(model), owner_key, widths)
-    return {name: Candidates(heard.arrays, heard.num_admissible) for name, heard in found.items()}
+    suspect = respondent(model)
+    key_inputs = _fitting_key_inputs(suspect, owner_key)
+    exact = {layer.carrier: (layer.num_units, layer.num_units) for layer in owner_key.layers}
+    found = suspect.class_means(key_inputs.inputs, key_inputs.labels, _roles(owner_key, exact))
+    return {name: Candidates(heard.arrays, heard.num_admissible) for name, heard in zip(exact, found, strict=True)}
+
+
+class Matched(NamedTuple):
+    """Candidates in the units of a reference's layers: of the reference's size, and of the suspect's own."""
+
+    scaled: dict[str, Candidates]
+    unscaled: dict[str, Candidates]
 
 
 def matched_candidates(
-    model: keras.Model | Respondent, owner_key: OwnerKey, reference: keras.Model | Respondent, rescale: bool
-) -> dict[str, Candidates]:
+    model: keras.Model | Respondent, owner_key: OwnerKey, reference: keras.Model | Respondent
+) -> Matched:
     """Class means of the key inputs in every output that is wide enough, in the units of a reference's layer.
 
     Units are matched by their responses to the key inputs, which were fixed before the suspect existed, within classes, where the
@@ -77,10 +87,9 @@ def matched_candidates(
         model: The suspect, any Keras model, or one in a process of its own.
         owner_key: A key with key inputs and layers.
         reference: A model of the architecture that the key's layers name.
-        rescale: As in `align`.
 
     Returns:
-        Carrier -> its candidates, of the width that the key names.
+        Carrier -> its candidates, of the width that the key names; with both sizes.
 
     Raises:
         ValueError: As `candidate_means`; also if the reference has no such layers.
@@ -88,56 +97,38 @@ def matched_candidates(
     suspect, known = respondent(model), respondent(reference)
     exact = {layer.carrier: (layer.num_units, layer.num_units) for layer in owner_key.layers}
     wide = {name: (width // 4, 4 * width) for name, (width, _) in exact.items()}
-    means = _means_of_key_inputs(suspect, owner_key, wide)
-    assert owner_key.key_inputs is not None
-    labels = owner_key.key_inputs.labels
-    features = _features(suspect, owner_key, wide)
+    of_suspect = _features(suspect, owner_key, wide)
     of_reference = _features(known, owner_key, exact)
-    in_reference = _means_of_key_inputs(known, owner_key, exact)
-    result = {}
+    labels = _fitting_key_inputs(suspect, owner_key).labels
+    result = Matched({}, {})
     for layer in owner_key.layers:
-        expected = of_reference[layer.carrier].get(Place(layer.path, 0))
+        expected = of_reference[layer.carrier].arrays.get(Place(layer.path, 0))
         if expected is None:
             raise ValueError(
                 f"The reference has another architecture than the marked model. Expected a layer {layer.path!r} with {layer.num_units} "
                 f"features. Received: layers {known.layer_paths()}"
             )
-        profiles = _within_classes(expected, labels)
-        alignments = {
-            place: align(profiles, _within_classes(responses, labels), rescale)
-            for place, responses in features[layer.carrier].items()
-            if np.isfinite(responses).all()
-        }
-        result[layer.carrier] = Candidates(
-            {place: alignment.applied(means[layer.carrier].arrays[place]) for place, alignment in alignments.items()},
-            means[layer.carrier].num_admissible * in_reference[layer.carrier].num_admissible,
-            {place: alignment.quality for place, alignment in alignments.items()},
-        )
+        profiles = _within_classes(expected.astype(np.float64), labels)
+        heard = of_suspect[layer.carrier]
+        finite = {place: each.astype(np.float64) for place, each in heard.arrays.items() if np.isfinite(each).all()}
+        matches = {place: align(profiles, _within_classes(each, labels)) for place, each in finite.items()}
+        members = membership(labels, owner_key.carrier(layer.carrier).classes)
+        means = {place: members @ each / members.sum(axis=1)[:, None] for place, each in finite.items()}
+        num_admissible = heard.num_admissible * of_reference[layer.carrier].num_admissible
+        qualities = {place: match.quality for place, match in matches.items()}
+        for into, ways in (
+            (result.scaled, matches),
+            (result.unscaled, {place: match.unscaled for place, match in matches.items()}),
+        ):
+            applied = {place: match.applied(means[place]) for place, match in ways.items()}
+            into[layer.carrier] = Candidates(applied, num_admissible, qualities)
     return result
 
 
-def _means_of_key_inputs(
-    model: Respondent, owner_key: OwnerKey, widths: Mapping[str, tuple[int, int]]
-) -> dict[str, Responses]:
-    """Carrier -> class means in every output of a width between two numbers, and how many are wide enough for its bits."""
-    key_inputs = owner_key.key_inputs
-    if key_inputs is None:
-        raise ValueError("There is nothing to read with. Expected a key with key inputs. Received: a key without")
-    _check_key_inputs(model, key_inputs)
-    found = model.class_means(key_inputs.inputs, key_inputs.labels, _roles(owner_key, widths))
+def _features(model: Respondent, owner_key: OwnerKey, widths: Mapping[str, tuple[int, int]]) -> dict[str, Responses]:
+    """Carrier -> features of the key inputs in every output of a width between two numbers, and how many are wide enough for its bits."""
+    found = model.features(_fitting_key_inputs(model, owner_key).inputs, _roles(owner_key, widths))
     return dict(zip(widths, found, strict=True))
-
-
-def _features(
-    model: Respondent, owner_key: OwnerKey, widths: Mapping[str, tuple[int, int]]
-) -> dict[str, dict[Place, np.ndarray]]:
-    """Carrier -> place -> `(n, M')` float64 features of the key inputs, in every output of a width between two numbers."""
-    assert owner_key.key_inputs is not None
-    found = model.features(owner_key.key_inputs.inputs, _roles(owner_key, widths))
-    return {
-        name: {place: features.astype(np.float64) for place, features in heard.arrays.items()}
-        for name, heard in zip(widths, found, strict=True)
-    }
 
 
 def _roles(owner_key: OwnerKey, widths: Mapping[str, tuple[int, int]]) -> list[Role]:
@@ -209,12 +200,15 @@ def best_readings(candidates: Mapping[str, Candidates], owner_key: OwnerKey) -> 
     return readings
 
 
-def _check_key_inputs(model: Respondent, key_inputs: KeyInputs) -> None:
+def _fitting_key_inputs(model: Respondent, owner_key: OwnerKey) -> KeyInputs:
     """Compares with the input shapes that a functional or Sequential model declares; others check for themselves."""
+    key_inputs = owner_key.key_inputs
+    if key_inputs is None:
+        raise ValueError("There is nothing to read with. Expected a key with key inputs. Received: a key without")
     expected = model.input_shapes()
     given = {name: array.shape for name, array in key_inputs.arrays.items()}
     if not expected:
-        return
+        return key_inputs
     if isinstance(key_inputs.inputs, Mapping):
         fits = set(given) == set(expected) and all(_fits(given[name], shape) for name, shape in expected.items())
     else:
@@ -223,6 +217,7 @@ def _check_key_inputs(model: Respondent, key_inputs: KeyInputs) -> None:
         raise ValueError(
             f"The key inputs do not fit this model. Expected inputs of shape {expected}. Received: key inputs of shape {given}"
         )
+    return key_inputs
 
 
 def _fits(given: tuple[int, ...], expected: tuple[int | None, ...]) -> bool:

@@ -636,8 +636,7 @@ class OwnerKey:
     @functools.cached_property
     def fingerprint(self) -> str:
         """32 public hexadecimal digits by which a checkpoint knows its key again."""
-        reference = () if self.reference is None else (self.reference,)
-        return derive_bytes(self.seed, ("fingerprint", self.owner, SCHEME_VERSION, *reference), 16).hex()
+        return derive_bytes(self.seed, ("fingerprint", self.owner, SCHEME_VERSION, *self._referred), 16).hex()
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the key to one file that only its owner may read (mode 0600).
@@ -756,8 +755,12 @@ class OwnerKey:
         } | ({} if self.reference is None else {"reference": self.reference})
 
     def _domain(self, purpose: str, carrier: Carrier, *sizes: int) -> tuple[str | int, ...]:
-        reference = () if self.reference is None else (self.reference,)
-        return (purpose, self.owner, SCHEME_VERSION, carrier.name, *sizes, *reference)
+        return (purpose, self.owner, SCHEME_VERSION, carrier.name, *sizes, *self._referred)
+
+    @property
+    def _referred(self) -> tuple[str, ...]:
+        """What the reference, if there is one, adds to a domain."""
+        return () if self.reference is None else (self.reference,)
 
 
 def _is_integer(value: Any) -> bool:

@@ -104,7 +104,7 @@ def read_aligned(
     1.0
     """
     num_matches, num_bits, qualities = 0, 0, []
-    found = matched_candidates(model, owner_key, marked, rescale=True)
+    found = matched_candidates(model, owner_key, marked).scaled
     for layer in owner_key.layers:
         candidates = found[layer.carrier]
         if not candidates.qualities:

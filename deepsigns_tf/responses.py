@@ -136,9 +136,9 @@ class LocalModel:
             if _is_told(features.shape[1], roles[number]):
                 # Activations that are not finite are for the caller to judge.
                 with np.errstate(invalid="ignore"):
-                    total = _membership(labels[rows], roles[number]) @ features.astype(np.float64)
+                    total = membership(labels[rows], roles[number].classes) @ features.astype(np.float64)
                 sums[number][place] = sums[number].get(place, 0.0) + total
-        counts = [_membership(labels, role).sum(axis=1)[:, None] for role in roles]
+        counts = [membership(labels, role.classes).sum(axis=1)[:, None] for role in roles]
         return [
             Responses({place: total / counts[number] for place, total in sums[number].items()}, len(found[number]))
             for number in range(len(roles))
@@ -180,8 +180,19 @@ def respondent(model: keras.Model | Respondent) -> Respondent:
     return LocalModel(model) if isinstance(model, keras.Model) else model
 
 
-def _membership(labels: np.ndarray, role: Role) -> np.ndarray:
-    return np.asarray(keras.ops.convert_to_numpy(class_membership(labels, role.classes)), np.float64)
+def membership(labels: np.ndarray, classes: Sequence[int]) -> np.ndarray:
+    """`(s, n)` float64: 1 where an example is of a class, else 0.
+
+    Args:
+        labels: `(n,)` integers.
+        classes: The s classes.
+
+    Example:
+
+    >>> membership(np.array([3, 0, 3]), (0, 3)).tolist()
+    [[0.0, 1.0, 0.0], [1.0, 0.0, 1.0]]
+    """
+    return np.asarray(keras.ops.convert_to_numpy(class_membership(labels, classes)), np.float64)
 
 
 def _is_told(width: int, role: Role) -> bool:

@@ -258,8 +258,8 @@ def verify(
                 f"Received: {'another one' if owner_key.reference else 'a key without a reference'}"
             )
         # Sizes are an attacker's to choose; taking them from the reference costs a part of the mark.
-        matched = [(True, matched_candidates(model, owner_key, other, rescale)) for rescale in (False, True)]
-        ways = [(False, candidate_means(model, owner_key)), *matched]
+        matched = matched_candidates(model, owner_key, other)
+        ways = [(False, candidate_means(model, owner_key)), (True, matched.unscaled), (True, matched.scaled)]
     by_map = opened is not None and opened.layers_committed and not search
     recorded = [_as_recorded(found, owner_key) if by_map else None for _, found in ways]
     num_ways = sum(

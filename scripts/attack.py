@@ -78,18 +78,19 @@ def run(config: Config) -> dict[str, Any]:
     Raises:
         ValueError: If files, data and settings do not fit each other, or the folder holds another suite.
     """
-    from scripts.attack_report import write_report
+    from scripts.attack_report import attacks_picture, write_report
     from scripts.cores import pool_on_cores
     from scripts.records import circumstances
 
     config = with_settings_of_run(config)
     attacks = chosen(config)
-    check_data(config)
-    check_mark(config)
+    model = _model(config.model)
+    check_data(config, model)
+    check_mark(config, model)
     folder = pathlib.Path(config.output_dir)
     _claim(folder, config)
     examiner = _examiner(config)
-    before = examiner.outcome(_model(config.model))
+    before = examiner.outcome(model)
     result = {
         **circumstances(command_line(PROGRAM, config)),
         "data": _data(config).name,
@@ -111,6 +112,7 @@ def run(config: Config) -> dict[str, Any]:
                 print(f"{len(rows)} of {len(attacks)}: {row['attack']}: {row['survived']}", flush=True)
             result["rows"] = [rows[attack.name] for attack in attacks if attack.name in rows]
             write_report(result, folder)
+    attacks_picture(result, folder / "attacks.png")
     print(f"Report: {folder / 'attacks.md'}, picture: {folder / 'attacks.png'}")
     return result
 
@@ -206,26 +208,28 @@ def attack_once(config: Config, name: str, accuracy_before: float) -> dict[str, 
         save_model(attacked, folder / "models" / f"{_slug(name)}.keras")
         outcome = _examiner(config).outcome(attacked)
         row |= outcome | {"survived": survived(outcome, accuracy_before)}
+        write_json(path, row)
     except Exception as error:  # One attack that fails must not end the others; its row stays in the report.
-        # A model that cannot be attacked in this way is told by a `ValueError`, as all that is refused.
+        # A model that cannot be attacked in this way is told by a `ValueError`, as all that is refused. Neither is kept: a disk that was
+        # full may have room when the suite goes on.
         failed = "not applicable" if isinstance(error, ValueError) else "failed"
         row |= {"refused": f"{type(error).__name__}: {error}", "survived": failed}
-    write_json(path, row)
     return row
 
 
-def check_data(config: Config) -> None:
+def check_data(config: Config, model: Any) -> None:
     """Refuses data that the model does not fit, before anything is attacked.
 
     Args:
-        config: Model and data.
+        config: Data.
+        model: The one that is to be attacked.
 
     Raises:
         ValueError: If shapes, types or labels are not those of a classifier's task.
     """
     import numpy as np
 
-    data, model = _data(config), _model(config.model)
+    data = _data(config)
     _marks(config, {})
     num_classes, shape = model.output_shape[-1], model.input_shape[1:]
     for part in ("train", "test"):
@@ -242,18 +246,19 @@ def check_data(config: Config) -> None:
         )
 
 
-def check_mark(config: Config) -> None:
+def check_mark(config: Config, model: Any) -> None:
     """Refuses a model that carries no mark to attack, and a reference that is not the key's, before hours of work.
 
     Args:
-        config: Model, key and reference.
+        config: Key and reference.
+        model: The one that is to be attacked.
 
     Raises:
         ValueError: If the mark is not there at the level of committed claims, or cannot be read.
     """
     import deepsigns_tf as ds
 
-    model, owner_key = _model(config.model), ds.OwnerKey.load(config.owner_key)
+    owner_key = ds.OwnerKey.load(config.owner_key)
     commitment = owner_key.commitment()
     if owner_key.carriers:
         verdict: ds.Verdict | ds.TriggerVerdict = ds.verify(

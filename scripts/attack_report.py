@@ -24,7 +24,7 @@ _COLORS = {
 
 
 def write_report(result: dict[str, Any], folder: pathlib.Path) -> None:
-    """Writes `attacks.json`, `attacks.md` and `attacks.png`.
+    """Writes `attacks.json` and `attacks.md`.
 
     Args:
         result: What `scripts.attack.run` gives; rows may still be missing.
@@ -39,9 +39,6 @@ def write_report(result: dict[str, Any], folder: pathlib.Path) -> None:
         "model's, where p is the share of unrelated models that get as far and cannot be less than one in their number.\n\n"
     )
     write_atomically(folder / "attacks.md", (heading + words + attacks_table(result) + "\n").encode())
-    rows = [row for row in result["rows"] if "weights" in row]
-    if rows:
-        _picture(result, rows, folder / "attacks.png")
 
 
 def attacks_table(result: dict[str, Any]) -> str:
@@ -87,7 +84,16 @@ def _of(row: dict[str, Any], name: str, shown: Any) -> str:
     return "no reading" if "refused" in part else str(shown(part))
 
 
-def _picture(result: dict[str, Any], rows: list[dict[str, Any]], path: pathlib.Path) -> None:
+def attacks_picture(result: dict[str, Any], path: pathlib.Path) -> None:
+    """Draws what is left of the mark in the weights, and of the accuracy; nothing where no row has a reading.
+
+    Args:
+        result: As in `write_report`.
+        path: Where the PNG goes.
+    """
+    rows = [row for row in result["rows"] if "weights" in row]
+    if not rows:
+        return
     figure, (evidence, accuracy) = plt.subplots(
         1, 2, figsize=(12, 1.2 + 0.22 * len(rows)), layout="constrained", sharey=True, width_ratios=(3, 1)
     )

@@ -130,18 +130,23 @@ def _begin(folder: pathlib.Path, config: TrainingConfig, task: Task, new_key: ds
 
 def _unmarked(folder: pathlib.Path, config: TrainingConfig, task: Task) -> keras.Model:
     path = folder / "unmarked.keras"
-    strategy = strategy_named(config.strategy)
     if not path.exists() and config.unmarked_from:
         other = pathlib.Path(config.unmarked_from)
-        on_chief(strategy, lambda: folders.take_twin(folder, other))
+        on_chief(strategy_named(config.strategy), lambda: folders.take_twin(folder, other))
     if not path.exists():
-        with fresh_start(config), strategy.scope():
-            model = task.build()
-        schedule = cosine_schedule(config, task.data, config.epochs, config.learning_rate)
-        fit_classifier(model, folder, "unmarked", config, task.data, config.epochs, schedule)
-        twin = plain_copy(model, config, task)
-        on_chief(strategy, lambda: folders.save_model(twin, path))
+        _train_plain(folder, "unmarked", config, task, config.epochs)
     return keras.models.load_model(path)
+
+
+def _train_plain(folder: pathlib.Path, name: str, config: TrainingConfig, task: Task, epochs: int) -> None:
+    """Trains a network without a mark for the first epochs of the schedule, and saves it."""
+    strategy = strategy_named(config.strategy)
+    with fresh_start(config), strategy.scope():
+        model = task.build()
+    schedule = cosine_schedule(config, task.data, config.epochs, config.learning_rate)
+    fit_classifier(model, folder, name, config, task.data, epochs, schedule)
+    plain = plain_copy(model, config, task)
+    on_chief(strategy, lambda: folders.save_model(plain, folder / f"{name}.keras"))
 
 
 def _marked(
@@ -191,16 +196,13 @@ def _marked(
 
 def _begun(folder: pathlib.Path, config: TrainingConfig, task: Task) -> keras.Model | None:
     """The network that marking starts from, where it does not start from the first epoch."""
-    path, strategy = folder / "reference.keras", strategy_named(config.strategy)
+    path = folder / "reference.keras"
     if config.fine_tune_epochs and not path.exists():
-        on_chief(strategy, lambda: write_atomically(path, (folder / "unmarked.keras").read_bytes()))
+        on_chief(
+            strategy_named(config.strategy), lambda: write_atomically(path, (folder / "unmarked.keras").read_bytes())
+        )
     if config.unmarked_epochs and not path.exists():
-        with fresh_start(config), strategy.scope():
-            model = task.build()
-        schedule = cosine_schedule(config, task.data, config.epochs, config.learning_rate)
-        fit_classifier(model, folder, "reference", config, task.data, config.unmarked_epochs, schedule)
-        plain = plain_copy(model, config, task)
-        on_chief(strategy, lambda: folders.save_model(plain, path))
+        _train_plain(folder, "reference", config, task, config.unmarked_epochs)
     return keras.models.load_model(path) if path.exists() else None
 
 

@@ -58,7 +58,7 @@ def test_unrelated_units_match_less_than_noisy_copies():
 
 
 def test_sizes_are_left_alone_when_asked():
-    alignment = align(REFERENCE, 3 * REFERENCE, rescale=False)
+    alignment = align(REFERENCE, 3 * REFERENCE).unscaled
     assert (alignment.scales == 1).all()
     # A match by chance may have no size at all.
     assert (align(REFERENCE, -REFERENCE).scales > 0).all()
@@ -163,7 +163,7 @@ def test_bits_read_after_a_match_are_fair_coins(tmp_path):
         key = key.with_reference(tmp_path / "reference.keras").with_key_inputs(x, y, 60)
         key = key.with_layers([CarrierLayer("features", "hidden", 96)])
         for model in (suspect, reference):
-            (means,) = matched_candidates(model, key, reference, rescale=True)["features"].means.values()
+            (means,) = matched_candidates(model, key, reference).scaled["features"].means.values()
             matches.append(SignatureReader(key, "features", 96).read(means).num_matches)
     # 120 readings of 80 bits: four standard deviations of the mean rate.
     assert np.mean(matches) / 80 == pytest.approx(0.5, abs=4 * 0.5 / np.sqrt(120 * 80))

@@ -354,6 +354,10 @@ def test_an_attack_that_fails_ends_no_other(task_files, tmp_path, _here, monkeyp
     ]
     assert [row["survived"] for row in rows] == ["yes", "failed"] and "by accident" in rows[1]["refused"]
     assert "failed: ZeroDivisionError: by accident" in (tmp_path / "out" / "attacks.md").read_text()
+    # It is tried again when the suite goes on.
+    module.ATTACKS = (suites.Attack("fails", "modification", lambda model, thief: permute_units(model, thief.seed)),)
+    config = _config(task_files, tmp_path / "out", extra="failing_attacks", only="fails|half precision", resume=True)
+    assert [row["survived"] for row in attack.run(config)["rows"]] == ["yes", "removed"]
 
 
 def test_a_thief_draws_nothing_that_the_owner_drew(task_files, tmp_path, _here):
