@@ -1,4 +1,4 @@
-"""What the README's tables have in common: cells, and the circumstances below them."""
+"""What the tables of results have in common: cells, and the circumstances below them."""
 
 from typing import Any
 

@@ -1,10 +1,10 @@
-"""Pictures of the recorded measurements, for the README."""
+"""Pictures of the recorded measurements, for `docs/results.md`."""
 
 import io
 import itertools
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 
@@ -128,13 +128,24 @@ def adaptive_picture(result: dict[str, Any], path: pathlib.Path) -> None:
     _save(figure, path)
 
 
+class Picture(NamedTuple):
+    """What a picture shows, in words, and the function that draws it from a result into a file."""
+
+    title: str
+    draw: Callable[[dict[str, Any], pathlib.Path], None]
+
+
+_ADAPTIVE = Picture(
+    "What a thief who knows the method pays in accuracy, and what is left of the mark", adaptive_picture
+)
+
 # By the name of the result that they show.
-PICTURES: dict[str, Callable[[dict[str, Any], pathlib.Path], None]] = {
-    "overhead_costs": costs_picture,
-    "cnn_capacity": capacity_picture,
-    "mnist_defences": defences_picture,
-    "mnist_suite": adaptive_picture,
-    "cnn_suite": adaptive_picture,
+PICTURES = {
+    "overhead_costs": Picture("Time of a step, marked against plain, over bits, classes and units", costs_picture),
+    "cnn_capacity": Picture("Bit error rate, accuracy and margin over the number of bits", capacity_picture),
+    "mnist_defences": Picture("Wrong bits after overwriting, for each way to mark", defences_picture),
+    "mnist_suite": _ADAPTIVE,
+    "cnn_suite": _ADAPTIVE,
 }
 
 

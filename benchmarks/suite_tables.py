@@ -1,4 +1,4 @@
-"""The README's tables about what a thief can do."""
+"""Tables about what a thief can do."""
 
 from typing import Any
 

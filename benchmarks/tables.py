@@ -1,4 +1,4 @@
-"""Writes the README's tables and pictures from the recorded JSON files, so that no number is typed by hand.
+"""Writes the tables and pictures of README and `docs/results.md` from the recorded JSON files, so that no number is typed by hand.
 
 python -m benchmarks.tables
 """
@@ -8,10 +8,11 @@ import json
 import math
 import pathlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
+from benchmarks import suite_tables, trigger_tables
 from benchmarks.cells import Result, accuracies, accuracy_cell, calibration_cells, circumstances, difference, interval
 from benchmarks.pictures import PICTURES
 from deepsigns_tf.files import write_atomically
@@ -20,13 +21,28 @@ from scripts.markdown import markdown_table
 
 _ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = _ROOT / "results"
-README = _ROOT / "README.md"
+DOCUMENTS = (_ROOT / "README.md", _ROOT / "docs" / "results.md")
+
+
+class NotRecordedError(Exception):
+    """A table's measurement has no file in `results/`."""
+
+
+class Recorded(dict[str, Result]):
+    """All results, by the names of their files."""
+
+    def __missing__(self, name: str) -> Result:
+        """Which file is missing."""
+        raise NotRecordedError(f"Not recorded yet: `results/{name}.json`.")
 
 
 def summary_table(results: dict[str, Result]) -> str:
-    """One row a network, over the seeds of its default setting; those below have a table of their own."""
+    """One row a network, over the seeds of its default setting."""
     rows = []
     for name, (title, paper) in _NETWORKS.items():
+        if f"{name}_default" not in results:
+            rows.append([title, "not recorded yet", *[""] * 6, paper])
+            continue
         result = results[f"{name}_default"]
         unmarked, marked = (accuracies(result, which) for which in ("unmarked", "marked"))
         shown = f"{(marked - unmarked).mean():+.2f}"
@@ -327,26 +343,57 @@ def capacity_table(results: dict[str, Result]) -> str:
 # What the tables call each network, and the accuracies that the paper's first version reports, unmarked / marked.
 _NETWORKS = {
     "mnist": ("MLP, MNIST", "98.54 / 98.13"),
+    "cnn": ("CNN, CIFAR-10", "78.47 / 80.7"),
     "wrn": ("WRN-16-2, CIFAR-10", "91.42 / not reported"),
+    "lstm": ("LSTM, IMDB", "not reported"),
 }
-_SEARCHED = ("cnn", "lstm")
 
-TABLES: dict[str, Callable[[dict[str, Result]], str]] = {
+Table = Callable[[dict[str, Result]], str]
+
+
+def _for_each(
+    networks: Iterable[str], name: str, table: Callable[[dict[str, Result], str], str], study: str
+) -> dict[str, Table]:
+    return {f"{name}_{each}": functools.partial(table, study=f"{each}_{study}") for each in networks}
+
+
+def _with_picture(table: Table, name: str) -> Table:
+    return lambda results: f"{table(results)}\n![{PICTURES[name].title}]({name}.png)\n"
+
+
+TABLES: dict[str, Table] = {
     "errors": errors_table,
-    **{f"accuracy_{name}": functools.partial(accuracy_table, study=f"{name}_default") for name in _NETWORKS},
-    **{f"robustness_{name}": functools.partial(robustness_table, study=f"{name}_default") for name in _NETWORKS},
+    "summary": summary_table,
+    **_for_each(_NETWORKS, "accuracy", accuracy_table, "default"),
+    "accuracy_wrn_short": functools.partial(accuracy_table, study="wrn_short"),
+    **_for_each(_NETWORKS, "robustness", robustness_table, "default"),
     "strength_mnist": functools.partial(strength_table, study="mnist_strength"),
-    **{f"search_{name}": functools.partial(search_table, study=f"{name}_search") for name in _SEARCHED},
+    **_for_each(("cnn", "wrn", "lstm"), "search", search_table, "search"),
+    "capacity": _with_picture(capacity_table, "cnn_capacity"),
     "overhead": functools.partial(overhead_table, study="overhead"),
+    "overhead_networks": functools.partial(overhead_table, study="overhead_networks"),
+    "overhead_costs": _with_picture(functools.partial(overhead_table, study="overhead_costs"), "overhead_costs"),
+    "overhead_triggers": functools.partial(overhead_table, study="overhead_triggers"),
     "accelerator": accelerator_table,
     "settings": settings_table,
     "calibration": calibration_table,
+    **_for_each(_NETWORKS, "triggers", trigger_tables.accuracy_table, "triggers"),
+    **_for_each(_NETWORKS, "trigger_robustness", trigger_tables.robustness_table, "triggers"),
+    **_for_each(("mnist", "cnn"), "families", trigger_tables.families_table, "families"),
+    "trigger_calibration": trigger_tables.calibration_table,
+    "trigger_power": trigger_tables.power_table,
+    **{
+        name: _with_picture(table, study) if (study := name.removeprefix("suite_") + "_suite") in PICTURES else table
+        for name, table in _for_each(_NETWORKS, "suite", suite_tables.suite_table, "suite").items()
+    },
+    "defences": _with_picture(functools.partial(suite_tables.defences_table, study="mnist_defences"), "mnist_defences"),
+    "detector": suite_tables.detector_table,
 }
 
 
-def recorded() -> dict[str, Result]:
-    """All results, by the names of their files."""
-    return {path.stem: json.loads(path.read_text()) for path in RESULTS.glob("*.json")}
+def recorded() -> Recorded:
+    """What stands in `results/`."""
+    return Recorded({path.stem: json.loads(path.read_text()) for path in RESULTS.glob("*.json")})
 
 
 def filled(text: str) -> str:
@@ -354,17 +401,22 @@ def filled(text: str) -> str:
     results = recorded()
 
     def table(match: re.Match[str]) -> str:
-        return f"{match[1]}\n{TABLES[match[2]](results)}\n{match[3]}"
+        try:
+            shown = TABLES[match[2]](results)
+        except NotRecordedError as missing:
+            shown = str(missing)
+        return f"{match[1]}\n{shown}\n{match[3]}"
 
     return re.sub(r"(<!-- table: (\w+) -->)\n.*?(<!-- end of table -->)", table, text, flags=re.DOTALL)
 
 
 def main() -> None:
-    """Rewrites the README and draws its pictures again."""
-    write_atomically(README, filled(README.read_text()).encode())
+    """Rewrites the documents and draws their pictures again."""
+    for document in DOCUMENTS:
+        write_atomically(document, filled(document.read_text()).encode())
     for name, result in recorded().items():
         if name in PICTURES:
-            PICTURES[name](result, README.parent / "docs" / f"{name}.png")
+            PICTURES[name].draw(result, _ROOT / "docs" / f"{name}.png")
 
 
 def _num_errors(row: Result, which: str) -> int:

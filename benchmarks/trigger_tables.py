@@ -1,4 +1,4 @@
-"""The README's tables about models that can only be asked."""
+"""Tables about models that can only be asked."""
 
 from typing import Any
 

@@ -7,6 +7,7 @@ import json
 import math
 import operator
 import os
+import re
 import time
 import types
 
@@ -41,10 +42,17 @@ from scripts.configs import result_settings  # noqa: E402
 from tests.finished_runs import verified_here  # noqa: E402
 
 
-def test_the_readme_shows_what_was_recorded():
-    text = tables.README.read_text()
-    assert tables.filled(text) == text
-    assert text.count("<!-- table: ") == len(tables.TABLES)
+def test_the_documents_show_what_was_recorded():
+    texts = [document.read_text() for document in tables.DOCUMENTS]
+    assert [tables.filled(text) for text in texts] == texts
+    shown = re.findall(r"<!-- table: (\w+) -->", "".join(texts))
+    assert sorted(shown) == sorted(tables.TABLES)
+
+
+def test_a_result_without_a_file_is_told_as_such(monkeypatch):
+    monkeypatch.setattr(tables, "recorded", tables.Recorded)
+    text = tables.filled("<!-- table: accuracy_cnn -->\n<!-- end of table -->")
+    assert "\nNot recorded yet: `results/cnn_default.json`.\n" in text
 
 
 def test_only_marked_places_are_filled():
