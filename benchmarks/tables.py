@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from benchmarks import suite_tables, trigger_tables
+from benchmarks import evidence_tables, suite_tables, trigger_tables
 from benchmarks.cells import Result, accuracies, accuracy_cell, calibration_cells, circumstances, difference, interval
 from benchmarks.pictures import PICTURES
 from deepsigns_tf.files import write_atomically
@@ -388,6 +388,9 @@ TABLES: dict[str, Table] = {
     },
     "defences": _with_picture(functools.partial(suite_tables.defences_table, study="mnist_defences"), "mnist_defences"),
     "detector": suite_tables.detector_table,
+    "verdicts": evidence_tables.verdicts_table,
+    "claims": evidence_tables.claims_table,
+    "suspects": evidence_tables.suspects_table,
 }
 
 
