@@ -186,7 +186,7 @@ class Report:
                     "name": each.name,
                     "expected": _marked_or_not(each.expected),
                     "found": _found(each.verdict),
-                    "log10_p": f"{each.verdict.log10_p_value:.1f}",
+                    "p_value": _probability(each.verdict.log10_p_value),
                     "outcome": _marked_or_not(each.verdict.marked),
                 }
                 for each in self.controls
@@ -201,6 +201,7 @@ class Report:
                 }
                 for each in self._attacks()
             ],
+            num_tried=sum(each.survived not in ("not applicable", "failed") for each in self.attacks),
             num_removed=sum(each.survived == "removed" for each in self.attacks),
             limits=_LIMITS,
             steps=_steps(verdict),
@@ -299,12 +300,15 @@ def _chance(verdict: Verdict | TriggerVerdict) -> str:
         if isinstance(verdict, Verdict)
         else f"{verdict.num_matches} of {verdict.num_asked} answers are the secret ones, by chance {verdict.null}"
     )
-    return f"{found}: p = {_power_of_ten(verdict.log10_p_value)} after all corrections."
+    return f"{found}: p = {_probability(verdict.log10_p_value)} after all corrections."
 
 
 def _rule(verdict: Verdict | TriggerVerdict) -> str:
     """The decision rule, and when it was fixed."""
-    what = f"{verdict.decision.test} test" if isinstance(verdict, Verdict) else "all answers count"
+    what = "all answers count"
+    if isinstance(verdict, Verdict):
+        counts = {"hard": "matching bits are counted", "soft": "margins of the bits are added up"}
+        what = f"{verdict.decision.test} test, in which {counts[verdict.decision.test]}"
     compared = "is at most" if verdict.marked else "is above" if verdict.decided else "is held against"
     if not verdict.committed:
         fixed = "It stands in the key; when it was fixed was not shown."
@@ -314,7 +318,7 @@ def _rule(verdict: Verdict | TriggerVerdict) -> str:
         )
     else:
         fixed = "It is part of the commitment, and so was fixed with it."
-    return f"{what}; p {compared} {_power_of_ten(verdict.log10_alpha)}. {fixed}"
+    return f"{what}; p {compared} {_probability(verdict.log10_alpha)}. {fixed}"
 
 
 def _corrections(verdict: Verdict | TriggerVerdict) -> str:
@@ -337,27 +341,36 @@ def _marked_or_not(marked: bool) -> str:
     return "marked" if marked else "not marked"
 
 
-def _steps(verdict: Verdict | TriggerVerdict) -> list[str]:
-    """How somebody else gets to the same verdict."""
+def _steps(verdict: Verdict | TriggerVerdict) -> list[tuple[str, str]]:
+    """How somebody else gets to the same verdict: words, and a command where there is one."""
     by_weights, shown = isinstance(verdict, Verdict), "--commitment=DIGITS"
     steps = [
-        "Take what you check against from a source of your own: the published commitment, the owner's public key, an authority's root "
-        "certificates. The owner key comes from the claimant, and goes to the judge alone.",
+        (
+            "Take what you check against from a source of your own: the published commitment, the owner's public key, an authority's root "
+            "certificates. The owner key comes from the claimant, and goes to the judge alone.",
+            "",
+        )
     ]
     if verdict.opened is not None:
-        shown = "--evidence=FOLDER --tsa_roots=PEM"
+        shown = "--evidence=FOLDER --tsa_roots=ROOTS"
         steps.append(
-            "Check the statements without this software: openssl ts -verify -data 0001.json -in 0001.tsr -CAfile PEM for the dates; "
-            "docs/evidence-format.md, section 3, has the command for signatures."
+            (
+                "Check the statements' dates without this software; for their signatures see docs/evidence-format.md, section 3.",
+                "openssl ts -verify -data 0001.json -in 0001.tsr -CAfile ROOTS",
+            )
         )
-    by = "" if by_weights else " --by=answers"
-    steps.append(f"Read the mark again: python -m scripts.verify --model=SUSPECT --owner_key=KEY {shown}{by}")
-    if by_weights:
-        steps.append(
-            "Judge without this software: add --dump=dump.npz to that command, and give the file to tests/independent_verifier.py, which "
-            "needs NumPy alone, or to a program of your own: docs/evidence-format.md says everything it needs, byte for byte."
-        )
-    return steps
+    command = f"python -m scripts.verify --model=SUSPECT --owner_key=KEY {shown}"
+    if not by_weights:
+        return [*steps, ("Ask the suspect again.", f"{command} --by=answers")]
+    return [
+        *steps,
+        ("Read the mark again.", f"{command} --dump=dump.npz"),
+        (
+            "Judge what was read without this software, with a program that needs NumPy alone, or one of your own: docs/evidence-format.md "
+            "says everything that it needs, byte for byte.",
+            "python tests/independent_verifier.py KEY dump.npz" + (" FOLDER" if verdict.opened is not None else ""),
+        ),
+    ]
 
 
 def _readings(verdict: Verdict | TriggerVerdict) -> dict[str, Any]:
@@ -397,8 +410,8 @@ def _histogram(margins: np.ndarray, words: str) -> str:
     return svg[start:].replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
 
 
-def _power_of_ten(log10: float) -> str:
-    return "1" if log10 == 0.0 else f"10^{log10:.2f}"
+def _probability(log10: float) -> str:
+    return f"{10**log10:.2g}" if log10 > -3.0 else f"10^{log10:.2f}"
 
 
 def _how_often(log10_p: float) -> str:

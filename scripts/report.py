@@ -185,7 +185,7 @@ def _timeline(
 
     events = [] if evidence is None else statement_events(evidence, owner_key)
     if config.commitment:
-        source = "where whoever asked for this report has it from"
+        source = "no date: the digits came from whoever asked for this report"
         events.append(Event("", "The owner published the commitment to the key", owner_key.commitment(), source))
     if since is not None:
         events.append(Event(since, "The suspect exists", digest, "the word of whoever asked for this report"))

@@ -2,8 +2,8 @@
 
 import dataclasses
 import html.parser
+import io
 import json
-import pathlib
 import shutil
 import subprocess
 
@@ -17,6 +17,9 @@ from tests.fixtures.make import FOLDER
 from tests.test_secrecy import Scanner
 
 pytest.importorskip("jinja2", reason="reports need the extra `report`")
+pytest.importorskip("matplotlib", reason="reports need the extra `report`")
+
+import matplotlib.image  # noqa: E402
 
 from deepsigns_tf.report import AttackOutcome, Control, Event, Report  # noqa: E402
 
@@ -82,7 +85,7 @@ def test_the_page_says_the_verdict_first_and_in_plain_words(report):
     dates = [text for text in page.texts["td"] if text.startswith("2026-11-")]
     assert dates == ["2026-11-20", "2026-11-25"]
     assert "not marked" in page.texts["td"] and "ab" * 32 in page.texts["code"]
-    fixed = "hard test; p is at most 10^-6.00. It is part of the commitment, and so was fixed with it."
+    fixed = "hard test, in which matching bits are counted; p is at most 10^-6.00. It is part of the commitment, and so was fixed with it."
     assert page.texts["dd"] == [fixed, "p was multiplied by 1 for the places in which the mark was looked for"]
 
 
@@ -288,16 +291,26 @@ def test_bad_settings_are_told_before_a_suspect_is_read(settings, told, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("width", [1000, 390])
-def test_a_browser_shows_the_page_without_a_word_of_complaint(report, width, tmp_path):
+@pytest.mark.parametrize("look", ["light", "dark", "phone", "print"])
+def test_a_browser_shows_the_page_without_a_word_of_complaint(report, look, tmp_path):
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
         pytest.skip("no Chromium on this machine")
     (tmp_path / "report.html").write_text(report.to_html())
+    # No window is that narrow; a frame is.
+    (tmp_path / "phone.html").write_text('<iframe src="report.html" width="390" height="1400"></iframe>')
     options = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
     command = [chromium, *options.split(), "--disable-component-update", "--disable-sync", "--enable-logging=stderr"]
-    command += [f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},1500"]
-    command += [f"--screenshot={tmp_path / 'page.png'}", (tmp_path / "report.html").as_uri()]
-    shown = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert pathlib.Path(tmp_path / "page.png").stat().st_size > 10_000
+    command += [f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1000,1500"]
+    # By another ending Chromium writes nothing.
+    shot = tmp_path / ("page.pdf" if look == "print" else "page.png")
+    command += [f"--{'print-to-pdf' if look == 'print' else 'screenshot'}={shot}"]
+    command += ["--blink-settings=preferredColorScheme=0"] if look == "dark" else []
+    page = tmp_path / ("phone.html" if look == "phone" else "report.html")
+    shown = subprocess.run([*command, page.as_uri()], capture_output=True, text=True, timeout=300)
+    content = shot.read_bytes()
     assert "CONSOLE" not in shown.stderr
+    assert len(content) > 10_000 and content.startswith(b"%PDF" if look == "print" else b"\x89PNG")
+    if look in ("light", "dark"):
+        corner = matplotlib.image.imread(io.BytesIO(content))[2, 2, :3]
+        assert (corner > 0.9).all() if look == "light" else (corner < 0.2).all()
