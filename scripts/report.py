@@ -126,9 +126,11 @@ def _wrong_key(owner_key: "ds.OwnerKey") -> "ds.OwnerKey":
     triggers = owner_key.triggers
     if triggers is None:
         return stranger
-    # Blends and points of low density cannot be made anew without the examples that the owner had.
-    family, examples = ("noise", triggers.inputs) if triggers.basis is None else (triggers.family, triggers.basis)
-    return stranger.with_triggers(family, triggers.num_examples, triggers.num_classes, examples)
+    sizes = triggers.num_examples, triggers.num_classes
+    if triggers.basis is None:
+        # Blends and points of low density cannot be made anew without the examples that the owner had.
+        return stranger.with_triggers("noise", *sizes, triggers.inputs)
+    return stranger.with_triggers(triggers.family, *sizes, triggers.basis)
 
 
 def _held_out_key(path: str, owner_key: "ds.OwnerKey", by: str) -> "ds.OwnerKey":
