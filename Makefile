@@ -4,9 +4,10 @@ PYTHON ?= python3
 VENV := .venv
 BACKENDS_VENV := .venv-backends
 SERVERS_VENV := .venv-servers
+AUDIT_VENV := .venv-audit
 RUN := TF_CPP_MIN_LOG_LEVEL=3 $(VENV)/bin/python
 
-.PHONY: help demo test test-slow test-backends test-servers lint types format bench results clean
+.PHONY: help demo test test-slow test-backends test-servers lint types audit format bench results clean
 .PHONY: reproduce-mnist reproduce-cnn reproduce-wrn reproduce-lstm
 
 help:  ## Say what there is
@@ -36,6 +37,9 @@ lint: $(VENV)/ready  ## Style and format
 types: $(VENV)/ready  ## Types of the package
 	$(VENV)/bin/mypy
 
+audit: $(AUDIT_VENV)/ready  ## Known holes of the dependencies; needs PyPI itself
+	for list in requirements*.txt; do $(AUDIT_VENV)/bin/pip-audit --strict -r $$list || exit 1; done
+
 format: $(VENV)/ready  ## Put the code into its format
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
@@ -52,9 +56,9 @@ results: $(VENV)/ready  ## Write the tables and pictures of README and docs/resu
 	$(RUN) -m benchmarks.tables
 
 clean:  ## Remove environments and caches; runs/ stays, with its keys and measurements
-	rm -rf $(VENV) $(BACKENDS_VENV) $(SERVERS_VENV) .mypy_cache .pytest_cache .ruff_cache .coverage .hypothesis
+	rm -rf $(VENV) $(BACKENDS_VENV) $(SERVERS_VENV) $(AUDIT_VENV) .mypy_cache .pytest_cache .ruff_cache .coverage .hypothesis
 
-%/ready: requirements.txt requirements-backends.txt requirements-servers.txt
+%/ready: requirements.txt requirements-backends.txt requirements-servers.txt requirements-audit.txt
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements$(patsubst .venv%,%,$(@D)).txt
 	touch $@

@@ -17,22 +17,39 @@ import matplotlib.figure
 import numpy as np
 
 import deepsigns_tf
+from deepsigns_tf.commitments import Evidence
+from deepsigns_tf.owner_key import OwnerKey
 from deepsigns_tf.trigger_verification import TriggerVerdict
 from deepsigns_tf.verification import Verdict
 
 _LIMITS = (
     "Who made the key: whoever holds the file can show it. The dates above say since when it exists.",
     "That nobody else has a valid, earlier claim: of two, the earlier commitment counts.",
-    "Anything about a network that was trained anew, from other weights, even on this one's answers.",
-    "That the mark would have been found whatever was done to the model: see the README's list of what removes it.",
+    "Where the model was before it was looked at, and who changed it.",
+    "Anything, where no mark is found: a mark can be removed.",
 )
 
-_STEPS = (
-    "Compute the commitment from the opened key, and compare it with the digits that were published before training.",
-    "Check the dates: signatures and time-stamps of the statements, against certificates that you took from elsewhere.",
-    "Read the mark again: python -m scripts.verify --model=SUSPECT --owner_key=KEY --commitment=DIGITS.",
-    "Or write the reading yourself: docs/evidence-format.md says everything that it needs, byte for byte; it is a page of NumPy.",
+_REMOVES_WEIGHTS = (
+    "Training anew from other weights, even on this model's answers (distillation, extraction): new weights carry no mark.",
+    "Starting from a checkpoint from before the mark, or replacing the marked layer and all that follows it.",
+    "Permuting, rescaling, splitting or adding units, unless the key refers to a model from before the mark, with which they are matched.",
+    "Rewriting the graph so that the marked values are no layer's output.",
 )
+_REMOVES_ANSWERS = (
+    "Refusing or altering unusual inputs, by whoever answers.",
+    "Whether secret answers survive training anew on this model's answers was not measured by the authors of this software.",
+)
+
+# What `attacks.outcomes.survived` says.
+_OUTCOMES = {
+    "yes": "still found",
+    "recovered": "found again, after units were matched with those of the key's reference",
+    "recovered by counting": "found again by comparison with unrelated models",
+    "removed": "REMOVED, the model stayed useful",
+    "with the model": "gone, and the model's accuracy with it",
+    "not applicable": "not tried: the attack does not fit this model",
+    "failed": "not tried: the attack failed",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +57,7 @@ class Event:
     """Something that happened on a date.
 
     Args:
-        date: ISO 8601.
+        date: ISO 8601, the time in UTC after it where it is known; empty where nothing shows the date.
         what: In words.
         digits: The hash that fixes it.
         basis: How the date is known.
@@ -53,14 +70,60 @@ class Event:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Control:
+    """The same reading where the outcome is known beforehand.
+
+    Args:
+        name: What was read, with which key.
+        verdict: What came of it.
+        expected: Whether the mark must be found: in other inputs of the same classes, say, but not with a wrong key.
+    """
+
+    name: str
+    verdict: Verdict | TriggerVerdict
+    expected: bool = False
+
+    @property
+    def as_expected(self) -> bool:
+        """Whether the outcome is what it must be."""
+        return self.verdict.marked == self.expected
+
+
+@dataclasses.dataclass(frozen=True)
+class AttackOutcome:
+    """What an attack on the marked model left of its mark.
+
+    Args:
+        attack: Its name.
+        survived: In a word, from `attacks.outcomes.survived`, or `"not applicable"` or `"failed"`.
+        accuracy: Of the attacked model, in [0, 1]; None where there is none.
+
+    Raises:
+        ValueError: If `survived` is another word.
+    """
+
+    attack: str
+    survived: str
+    accuracy: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.survived not in _OUTCOMES:
+            raise ValueError(
+                f"Invalid value for argument `survived`. Expected one of {list(_OUTCOMES)}. Received: survived={self.survived!r}"
+            )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Report:
     """All that goes into a report.
 
     Args:
         verdict: By weights or by answers.
-        suspect: What the suspect is called: a file with its digest, a server's address.
-        controls: Name -> the same reading with a wrong key, of an unmarked model, from other inputs.
-        timeline: In any order.
+        suspect: What the suspect is called: a file, a server's address.
+        controls: The same reading with wrong keys, of unmarked models, from other inputs.
+        timeline: In any order; what has no date comes first, in the order given.
+        hashes: Name -> digits, of the suspect's file and of all else that the verdict went by.
+        attacks: What was tried on the marked model, in any order.
         circumstances: Name -> value, in addition to versions: hardware, isolation of the suspect.
         date: ISO 8601; today by default.
 
@@ -76,8 +139,10 @@ class Report:
 
     verdict: Verdict | TriggerVerdict
     suspect: str
-    controls: Mapping[str, Verdict | TriggerVerdict] = dataclasses.field(default_factory=dict)
+    controls: Sequence[Control] = ()
     timeline: Sequence[Event] = ()
+    hashes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    attacks: Sequence[AttackOutcome] = ()
     circumstances: Mapping[str, str] = dataclasses.field(default_factory=dict)
     date: str = dataclasses.field(default_factory=lambda: datetime.date.today().isoformat())
 
@@ -87,8 +152,13 @@ class Report:
             "date": self.date,
             "suspect": self.suspect,
             "verdict": self.verdict.to_dict(),
-            "controls": {name: control.to_dict() for name, control in self.controls.items()},
+            "controls": [
+                {"name": each.name, "expected": each.expected, "verdict": each.verdict.to_dict()}
+                for each in self.controls
+            ],
             "timeline": [dataclasses.asdict(event) for event in self._events()],
+            "hashes": dict(self.hashes),
+            "attacks": [dataclasses.asdict(each) for each in self._attacks()],
             "circumstances": dict(self._circumstances()),
         }
 
@@ -104,30 +174,57 @@ class Report:
             owner=verdict.owner,
             suspect=self.suspect,
             in_plain_words=_in_plain_words(verdict),
+            controls_in_plain_words=self._controls_in_plain_words(),
             timeline=self._events(),
+            hashes=self.hashes,
             chance=_chance(verdict),
-            rule=f"{verdict.decision.test} test at {_power_of_ten(verdict.log10_alpha)}, fixed in the key"
-            if isinstance(verdict, Verdict)
-            else f"all answers count, at {_power_of_ten(verdict.log10_alpha)}, fixed in the key",
+            rule=_rule(verdict),
             corrections=_corrections(verdict),
             assumptions=verdict.assumptions,
             controls=[
                 {
-                    "name": name,
-                    "found": _found(control),
-                    "log10_p": f"{control.log10_p_value:.1f}",
-                    "outcome": "marked" if control.marked else "not marked",
+                    "name": each.name,
+                    "expected": _marked_or_not(each.expected),
+                    "found": _found(each.verdict),
+                    "p_value": _probability(each.verdict.log10_p_value),
+                    "outcome": _marked_or_not(each.verdict.marked),
                 }
-                for name, control in self.controls.items()
+                for each in self.controls
             ],
             **_readings(verdict),
+            removes=_REMOVES_WEIGHTS if isinstance(verdict, Verdict) else _REMOVES_ANSWERS,
+            attacks=[
+                {
+                    "attack": each.attack,
+                    "accuracy": "" if each.accuracy is None else f"{100 * each.accuracy:.2f}",
+                    "outcome": _OUTCOMES[each.survived],
+                }
+                for each in self._attacks()
+            ],
+            num_tried=sum(each.survived not in ("not applicable", "failed") for each in self.attacks),
+            num_removed=sum(each.survived == "removed" for each in self.attacks),
             limits=_LIMITS,
-            steps=_STEPS,
+            steps=_steps(verdict),
             circumstances=self._circumstances(),
         )
 
+    def _controls_in_plain_words(self) -> str:
+        if not self.controls:
+            return "No controls were run."
+        others = sum(not each.as_expected for each in self.controls)
+        if others:
+            return (
+                f"{others} of {len(self.controls)} controls did NOT come out as they must: do not rely on this verdict before that is "
+                "explained."
+            )
+        return f"All {len(self.controls)} controls came out as they must."
+
     def _events(self) -> list[Event]:
         return sorted(self.timeline, key=lambda event: event.date)
+
+    def _attacks(self) -> list[AttackOutcome]:
+        """Those that removed the mark first."""
+        return sorted(self.attacks, key=lambda each: each.survived != "removed")
 
     def _circumstances(self) -> list[tuple[str, str]]:
         versions = {
@@ -139,6 +236,38 @@ class Report:
         return [*versions.items(), *self.circumstances.items()]
 
 
+def statement_events(evidence: Evidence, owner_key: OwnerKey) -> list[Event]:
+    """What an owner's statements add to a timeline: those about one key.
+
+    Args:
+        evidence: The checked statements.
+        owner_key: The key.
+
+    Returns:
+        An event for each statement that names the key's commitment, in their order.
+
+    Example:
+
+    >>> from deepsigns_tf.commitments import Statement
+    >>> key = OwnerKey.generate("ACME Vision").with_triggers("noise", 100, num_classes=10, examples=np.random.rand(50, 8))
+    >>> first = Statement("ACME Vision", 64 * "1", number=1, previous=None, commitment=key.commitment())
+    >>> statement_events(Evidence((first,)), key)[0].what
+    'Statement 1: the owner committed to the key'
+    """
+    commitment, events = owner_key.commitment(), []
+    for each in evidence.statements:
+        if each.commitment != commitment:
+            continue
+        what = "the owner committed to the key" if each.release is None else f"release {each.release.id!r}"
+        stamp = evidence.time_stamps.get(each.number)
+        date, basis = "", "no time-stamp was checked"
+        if stamp is not None:
+            date = f"{stamp.time:%Y-%m-%d %H:%M:%S} UTC"
+            basis = f"RFC 3161 time-stamp of {stamp.authority}, serial number {stamp.serial_number}"
+        events.append(Event(date, f"Statement {each.number}: {what}", each.digest(), basis))
+    return events
+
+
 def _in_plain_words(verdict: Verdict | TriggerVerdict) -> str:
     """The verdict for somebody who reads nothing else."""
     what = "the model's weights" if isinstance(verdict, Verdict) else "the model's answers to secret questions"
@@ -146,15 +275,23 @@ def _in_plain_words(verdict: Verdict | TriggerVerdict) -> str:
         return "Not all questions were asked, and those that were prove nothing. Nothing is decided."
     if not verdict.marked:
         return f"The owner's mark was not found in {what}. That does not show that the model is of another origin: a mark can be removed."
-    shown = (
-        "The key was fixed before the model existed: its commitment was checked; its date is for the reader to judge."
-        if verdict.committed
-        else "This holds only if the key is older than the model, which was not shown."
-    )
     return (
         f"The owner's secret mark is in {what}. By chance, a model that has nothing to do with this key would show as much "
-        f"{_how_often(verdict.log10_p_value)}. {shown}"
+        f"{_how_often(verdict.log10_p_value)}. {_condition(verdict)}"
     )
+
+
+def _condition(verdict: Verdict | TriggerVerdict) -> str:
+    """What the reader has to judge."""
+    if not verdict.committed:
+        return "This holds only if the key is older than the model, which was not shown."
+    stamp = verdict.opened and verdict.opened.time_stamp
+    if stamp:
+        return (
+            f"This holds if the model is younger than {stamp.time:%Y-%m-%d %H:%M:%S} UTC: by then, so the time-stamp of {stamp.authority} "
+            "says, the key was fixed."
+        )
+    return "This holds if the model is younger than the key's commitment, which was checked; its date is for the reader to judge."
 
 
 def _chance(verdict: Verdict | TriggerVerdict) -> str:
@@ -163,18 +300,77 @@ def _chance(verdict: Verdict | TriggerVerdict) -> str:
         if isinstance(verdict, Verdict)
         else f"{verdict.num_matches} of {verdict.num_asked} answers are the secret ones, by chance {verdict.null}"
     )
-    return f"{found}: p = {_power_of_ten(verdict.log10_p_value)} after all corrections."
+    return f"{found}: p = {_probability(verdict.log10_p_value)} after all corrections."
+
+
+def _rule(verdict: Verdict | TriggerVerdict) -> str:
+    """The decision rule, and when it was fixed."""
+    what = "all answers count"
+    if isinstance(verdict, Verdict):
+        counts = {"hard": "matching bits are counted", "soft": "margins of the bits are added up"}
+        what = f"{verdict.decision.test} test, in which {counts[verdict.decision.test]}"
+    compared = "is at most" if verdict.marked else "is above" if verdict.decided else "is held against"
+    if not verdict.committed:
+        fixed = "It stands in the key; when it was fixed was not shown."
+    elif verdict.opened and verdict.opened.time_stamp:
+        fixed = (
+            f"It is part of the commitment, and so was fixed by {verdict.opened.time_stamp.time:%Y-%m-%d %H:%M:%S} UTC."
+        )
+    else:
+        fixed = "It is part of the commitment, and so was fixed with it."
+    return f"{what}; p {compared} {_probability(verdict.log10_alpha)}. {fixed}"
 
 
 def _corrections(verdict: Verdict | TriggerVerdict) -> str:
+    factors = []
     if isinstance(verdict, Verdict):
-        return f"p was multiplied by {verdict.num_assignments}, the number of places in which the mark was looked for"
-    return "none are needed: the questions were fixed, and all that were asked count"
+        factors.append(f"by {verdict.num_assignments} for the places in which the mark was looked for")
+    if verdict.opened is not None:
+        factors.append(f"by {verdict.seed_factor} for the keys that the owner had committed to, this one included")
+    if not factors:
+        return "none are needed: the questions were fixed, and all that were asked count"
+    return f"p was multiplied {' and '.join(factors)}"
 
 
 def _found(verdict: Verdict | TriggerVerdict) -> str:
     whole = verdict.num_bits if isinstance(verdict, Verdict) else verdict.num_asked
     return f"{verdict.num_matches} of {whole}"
+
+
+def _marked_or_not(marked: bool) -> str:
+    return "marked" if marked else "not marked"
+
+
+def _steps(verdict: Verdict | TriggerVerdict) -> list[tuple[str, str]]:
+    """How somebody else gets to the same verdict: words, and a command where there is one."""
+    by_weights, shown = isinstance(verdict, Verdict), "--commitment=DIGITS"
+    steps = [
+        (
+            "Take what you check against from a source of your own: the published commitment, the owner's public key, an authority's root "
+            "certificates. The owner key comes from the claimant, and goes to the judge alone.",
+            "",
+        )
+    ]
+    if verdict.opened is not None:
+        shown = "--evidence=FOLDER --tsa_roots=ROOTS"
+        steps.append(
+            (
+                "Check the statements' dates without this software; for their signatures see docs/evidence-format.md, section 3.",
+                "openssl ts -verify -data 0001.json -in 0001.tsr -CAfile ROOTS",
+            )
+        )
+    command = f"python -m scripts.verify --model=SUSPECT --owner_key=KEY {shown}"
+    if not by_weights:
+        return [*steps, ("Ask the suspect again.", f"{command} --by=answers")]
+    return [
+        *steps,
+        ("Read the mark again.", f"{command} --dump=dump.npz"),
+        (
+            "Judge what was read without this software, with a program that needs NumPy alone, or one of your own: docs/evidence-format.md "
+            "says everything that it needs, byte for byte.",
+            "python tests/independent_verifier.py KEY dump.npz" + (" FOLDER" if verdict.opened is not None else ""),
+        ),
+    ]
 
 
 def _readings(verdict: Verdict | TriggerVerdict) -> dict[str, Any]:
@@ -214,8 +410,8 @@ def _histogram(margins: np.ndarray, words: str) -> str:
     return svg[start:].replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
 
 
-def _power_of_ten(log10: float) -> str:
-    return "1" if log10 == 0.0 else f"10^{log10:.2f}"
+def _probability(log10: float) -> str:
+    return f"{10**log10:.2g}" if log10 > -3.0 else f"10^{log10:.2f}"
 
 
 def _how_often(log10_p: float) -> str:

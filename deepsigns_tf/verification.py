@@ -217,10 +217,10 @@ def verify(
         evidence: The owner's signed statements, checked by `evidence.load_evidence`. They do what a commitment does, count the seeds that
             the owner committed to, and may hold the carrier-to-layer map.
         search: Whether to try every layer, though the map was committed to.
-        reference: The file whose hash stands in the key (`OwnerKey.with_reference`), or what `load_suspect` made of it. The suspect is
-            then read in two more ways: its units are matched with the reference's, by what both do with the key inputs, whatever their
-            order, with their own sizes and with the reference's. As the bits were derived from the file, it cannot know them, and p is
-            as exact as without; all ways are paid for.
+        reference: The file whose hash stands in the key (`OwnerKey.with_reference`), if it is your own, for it is loaded in this process;
+            else what `load_suspect` made of it. The suspect is then read in two more ways: its units are matched with the reference's, by
+            what both do with the key inputs, whatever their order, with their own sizes and with the reference's. As the bits were derived
+            from the file, it cannot know them, and p is as exact as without; all ways are paid for.
 
     Returns:
         The verdict.

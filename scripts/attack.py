@@ -1,10 +1,13 @@
 """Attacks a marked model in all ways of a suite and reports what is left of the mark.
 
     python -m scripts.attack --model=runs/mnist/marked.keras --owner_key=runs/mnist/owner.key --output_dir=runs/mnist_attacked
-    python -m scripts.attack --model=stolen.keras --owner_key=owner.key --data=task.npz --output_dir=attacked --suite=paper
+    python -m scripts.attack --model=model.keras --owner_key=owner.key --data=task.npz --output_dir=attacked --suite=paper
 
 A model in the folder of a training run brings its data and its recipe; any other needs `--data`, and `--learning_rate` and the like
 where the defaults are not its own. The folder then holds `attacks.json`, `attacks.md`, `attacks.png`, and every attacked model.
+
+All models here are the owner's own: they are loaded in this process, where attacks train them further. `scripts.verify` opens what is
+somebody else's.
 """
 
 import concurrent.futures
@@ -32,7 +35,9 @@ PROGRAM = "scripts.attack"
 class Config:
     """What to attack, how, and with what."""
 
-    model: str = option(dataclasses.MISSING, "The marked model, a `.keras` file that you trust enough to load.")
+    model: str = option(
+        dataclasses.MISSING, "The marked model, a `.keras` file of your own: it is loaded in this process."
+    )
     owner_key: str = option(dataclasses.MISSING, "Its owner's key, as written after the release.")
     output_dir: str = option(dataclasses.MISSING, "Folder for report and attacked models.", shapes_result=False)
     suite: str = option(

@@ -1,14 +1,15 @@
-"""What `commit.py` and `release.py` share: a statement's hash, and its way to a time-stamp; and how `verify.py` reads them."""
+"""What `commit.py` and `release.py` share: a statement's hash, and its way to a time-stamp."""
 
 import pathlib
 from typing import Any
 
 import httpx
 
-from deepsigns_tf.commitments import Evidence, Statement
-from deepsigns_tf.evidence import add_time_stamp, load_evidence, statement_file
+from deepsigns_tf.commitments import Statement
+from deepsigns_tf.evidence import add_time_stamp, statement_file
 from deepsigns_tf.files import write_atomically
 from deepsigns_tf.timestamps import time_stamp_request
+from scripts.claims import roots_in
 
 _MAX_REPLY_BYTES = 2**18
 
@@ -37,30 +38,12 @@ def stamp(config: Any, statement: Statement) -> None:
         return
     given = pathlib.Path(config.reply).read_bytes() if config.reply else None
     reply = _asked(config.tsa_url, request, config.timeout) if given is None else given
-    time_stamp = add_time_stamp(config.evidence, statement.number, reply, _roots(config.tsa_roots))
+    time_stamp = add_time_stamp(config.evidence, statement.number, reply, roots_in(config.tsa_roots))
     request_file.unlink(missing_ok=True)
     print(
         f"Time-stamped {time_stamp.time:%Y-%m-%d %H:%M:%S} UTC by {time_stamp.authority}, serial number {time_stamp.serial_number}"
         + ("" if config.tsa_roots else "; nobody checked who that is, for want of --tsa_roots")
     )
-
-
-def evidence_in(folder: str | None, tsa_roots: str | None) -> Evidence | None:
-    """The checked statements of a folder; None without one.
-
-    Args:
-        folder: The folder.
-        tsa_roots: File of root certificates; without it time-stamps are not looked at.
-
-    Raises:
-        ValueError: If something in the folder does not hold.
-        OSError: If it cannot be read.
-    """
-    return None if folder is None else load_evidence(folder, _roots(tsa_roots))
-
-
-def _roots(path: str | None) -> bytes | None:
-    return None if path is None else pathlib.Path(path).read_bytes()
 
 
 def _asked(url: str, request: bytes, timeout: float) -> bytes:

@@ -11,42 +11,15 @@ Exit status: 0 marked, 1 not marked, 2 everything else (bad flags, unreadable fi
 import contextlib
 import dataclasses
 
+from scripts.claims import Claim, evidence_of, verdict_of, way_of
 from scripts.configs import option
 from scripts.verdicts import concluded, run_verification
 
-EVIDENCE_HELP = "The folder of signed statements that the claimant hands out; does what a commitment does, and more."
-TSA_ROOTS_HELP = "Root certificates of the time-stamping authorities that you trust, in PEM, from a source of your own."
-COMMITMENT_HELP = "The commitment that the claimant published before training, from a dated source of your own."
-
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Claim):
     """What to verify."""
 
-    model: str = option(
-        dataclasses.MISSING, "The suspect, a `.keras` file; it is looked at, and loaded in a process of its own."
-    )
-    owner_key: str = option(dataclasses.MISSING, "The claimant's key, as written after the release.")
-    by: str | None = option(
-        None,
-        "By what: the model's weights, or its answers to the key's triggers; the weights if the key can read them.",
-        choices=("weights", "answers"),
-    )
-    kind: str | None = option(
-        None,
-        "What its answers are, where one number stands for two classes.",
-        choices=("labels", "probabilities", "logits"),
-    )
-    commitment: str | None = option(None, COMMITMENT_HELP)
-    evidence: str | None = option(None, EVIDENCE_HELP)
-    tsa_roots: str | None = option(None, TSA_ROOTS_HELP)
-    search: bool = option(
-        False, "Try every layer, though the evidence says where the mark was put: a thief may have swapped names."
-    )
-    reference: str | None = option(
-        None,
-        "The model from before the mark that the key refers to: units are matched with its, whatever their order and size.",
-    )
     dump: str | None = option(
         None, "Where to write the class means of the key inputs, an .npz file with which a second verifier can judge."
     )
@@ -68,47 +41,23 @@ def run(config: Config) -> int:
     # Here rather than above: bad flags are told at once, not after the seconds that TensorFlow needs to start.
     import deepsigns_tf as ds
 
-    owner_key = ds.OwnerKey.load(config.owner_key)
-    evidence = None
-    if config.evidence:
-        # Only here: it needs what an installation without the extra does not have.
-        from scripts.statements import evidence_in
-
-        evidence = evidence_in(config.evidence, config.tsa_roots)
-    by = config.by or ("weights" if owner_key.carriers or owner_key.triggers is None else "answers")
+    owner_key, evidence = ds.OwnerKey.load(config.owner_key), evidence_of(config)
+    by = way_of(config, owner_key)
     if config.dump and (by == "answers" or config.reference):
         raise ValueError(
             "There is nothing to dump. Expected --by=weights and no --reference, where class means are read as they are. "
             f"Received: by={by}, reference={config.reference}"
         )
-    verdict: ds.Verdict | ds.TriggerVerdict
     with contextlib.ExitStack() as processes:
         suspect = processes.enter_context(ds.load_suspect(config.model))
-        if by == "weights":
-            # The claimant's, and no less somebody else's.
-            reference = processes.enter_context(ds.load_suspect(config.reference)) if config.reference else None
-            verdict = ds.verify(
-                suspect,
-                owner_key,
-                commitment=config.commitment,
-                evidence=evidence,
-                search=config.search,
-                reference=reference,
-            )
-            if config.dump:
-                from deepsigns_tf.candidates import candidate_means
-                from scripts.dumps import write_dump
+        # The claimant's, and no less somebody else's.
+        reference = processes.enter_context(ds.load_suspect(config.reference)) if config.reference else None
+        verdict = verdict_of(suspect, owner_key, config, evidence, reference)
+        if config.dump:
+            from deepsigns_tf.candidates import candidate_means
+            from scripts.dumps import write_dump
 
-                write_dump(config.dump, candidate_means(suspect, owner_key))
-        else:
-            verdict = ds.verify_predict_fn(
-                suspect.predict,
-                owner_key,
-                kind=config.kind,  # type: ignore[arg-type]
-                commitment=config.commitment,
-                evidence=evidence,
-                batch_size=1000,
-            ).assuming(*suspect.caveats)
+            write_dump(config.dump, candidate_means(suspect, owner_key))
     return concluded(verdict, config.verdict)
 
 

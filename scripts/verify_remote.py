@@ -10,9 +10,9 @@ import dataclasses
 import hashlib
 import pathlib
 
+from scripts.claims import COMMITMENT_HELP, EVIDENCE_HELP, TSA_ROOTS_HELP, evidence_of
 from scripts.configs import option
 from scripts.verdicts import concluded, run_verification
-from scripts.verify import COMMITMENT_HELP, EVIDENCE_HELP, TSA_ROOTS_HELP
 
 PROTOCOLS = ("tensorflow_serving", "open_inference", "json")
 
@@ -105,12 +105,7 @@ def run(config: Config) -> int:
     # Other outputs, or another reading of them, are another questioning.
     suspect = f"{model.name}, output {config.output}, read as {config.kind}"
     answers = config.answers or f"{config.owner_key}.{hashlib.sha256(suspect.encode()).hexdigest()[:8]}.answers.json"
-    owner_key, evidence = ds.OwnerKey.load(config.owner_key), None
-    if config.evidence:
-        # Only here: it needs what an installation without the extra does not have.
-        from scripts.statements import evidence_in
-
-        evidence = evidence_in(config.evidence, config.tsa_roots)
+    owner_key, evidence = ds.OwnerKey.load(config.owner_key), evidence_of(config)
     questioning = ds.Questioning(owner_key, answers, suspect, decoys, config.commitment, evidence)
     limit = min(config.max_queries or questioning.num_questions, questioning.num_questions)
     with tqdm.tqdm(total=limit, initial=questioning.num_queries, unit="question") as progress:

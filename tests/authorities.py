@@ -2,13 +2,14 @@
 
 import contextlib
 
-from benchmarks.authorities import time_stamp
 from tests.servers import served
 
 
 @contextlib.contextmanager
 def authority(signer, folder):
     """The address of an authority that answers by HTTP."""
+    # Here: pytest looks for doctests in this module too where the extra `evidence` is not installed.
+    from benchmarks.authorities import time_stamp
 
     def handle(handler, body):
         reply = time_stamp(body, signer, folder)

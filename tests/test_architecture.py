@@ -187,6 +187,16 @@ def test_package_imports_only_what_it_declares():
     assert importers_of(extras["evidence"]) == {"signatures", "timestamps"}
 
 
+def test_what_the_package_declares_stands_in_the_environment_with_its_reason():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {each for part in (project["dependencies"], *project["optional-dependencies"].values()) for each in part}
+    lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line and line[0] != "#"]
+    assert declared <= {line.split()[0] for line in lines} and all(" # " in line for line in lines)
+    # The environment without TensorFlow has the same bounds.
+    other = {line.split()[0] for line in (ROOT / "requirements-backends.txt").read_text().splitlines() if line}
+    assert set(project["dependencies"]) <= other
+
+
 def test_tensorflow_is_imported_inside_functions_alone_where_only_it_will_do():
     """So that the package can be imported where it is not installed: `tf.distribute` and `tf.data`."""
     found = {

@@ -2,8 +2,8 @@
 
 import dataclasses
 import html.parser
+import io
 import json
-import pathlib
 import shutil
 import subprocess
 
@@ -12,10 +12,16 @@ import numpy as np
 import pytest
 
 import deepsigns_tf as ds
+from deepsigns_tf.files import file_digest
+from tests.fixtures.make import FOLDER
+from tests.test_secrecy import Scanner
 
 pytest.importorskip("jinja2", reason="reports need the extra `report`")
+pytest.importorskip("matplotlib", reason="reports need the extra `report`")
 
-from deepsigns_tf.report import Event, Report  # noqa: E402
+import matplotlib.image  # noqa: E402
+
+from deepsigns_tf.report import AttackOutcome, Control, Event, Report  # noqa: E402
 
 HOSTILE = "<script>alert(1)</script>\"'&<img src=x onerror=alert(1)>.keras"
 
@@ -48,11 +54,13 @@ def report(marked_model, owner_key, build_mlp):
     return Report(
         ds.verify(plain, key, commitment=commitment),
         HOSTILE,
-        {"unmarked model": ds.verify(build_mlp(), key)},
+        [Control("unmarked model", ds.verify(build_mlp(), key))],
         [
             Event("2026-11-25", "released", "ff" * 32, "the owner's word"),
             Event("2026-11-20", HOSTILE, commitment, "RFC 3161 time-stamp"),
         ],
+        {"the suspect's file, SHA-256": "ab" * 32},
+        [AttackOutcome("90 % pruned", "yes", 0.91), AttackOutcome(HOSTILE, "removed", 0.9312)],
         {"isolation of the suspect": HOSTILE},
         date="2026-11-26",
     )
@@ -63,18 +71,39 @@ def test_the_page_says_the_verdict_first_and_in_plain_words(report):
     assert page.texts["h1"] == ["MARKED"]
     paragraphs = " ".join(page.texts["p"])
     assert "The owner's secret mark is in the model's weights." in paragraphs
-    assert "less than once in 10^" in paragraphs and "its commitment was checked" in paragraphs
+    assert "less than once in 10^" in paragraphs and "the key's commitment, which was checked" in paragraphs
+    assert "All 1 controls came out as they must." in paragraphs
     assert page.texts["h2"] == [
         "When what was fixed",
         "How likely chance is",
         "Controls",
         "What was read",
+        "What removes such a mark",
         "What this does not show",
         "How to check it",
     ]
-    dates = [text for text in page.texts["td"] if text.startswith("2026-11-")]
+    dates = [text for text in page.texts["span"] if text.startswith("2026-11-")]
     assert dates == ["2026-11-20", "2026-11-25"]
-    assert "not marked" in page.texts["td"]
+    assert "not marked" in page.texts["td"] and "ab" * 32 in page.texts["code"]
+    fixed = "hard test, in which matching bits are counted; p is at most 10^-6.00. It is part of the commitment, and so was fixed with it."
+    assert page.texts["dd"] == [fixed, "p was multiplied by 1 for the places in which the mark was looked for"]
+
+
+def test_attacks_that_removed_the_mark_come_first(report):
+    page = Page(report.to_html())
+    assert "Of 2 attacks on the marked model, 1 removed the mark and left the model useful." in page.texts["p"]
+    words = ["REMOVED, the model stayed useful", "still found"]
+    assert [text for text in page.texts["td"] if text in words] == words and "93.12" in page.texts["td"]
+    with pytest.raises(
+        ValueError, match=r"^Invalid value for argument `survived`\. Expected .* Received: survived='no'$"
+    ):
+        AttackOutcome("prune", "no")
+
+
+def test_a_control_that_fails_is_told_at_the_top(report):
+    failed = dataclasses.replace(report, controls=[Control("wrong key", report.verdict), *report.controls])
+    (told,) = (text for text in Page(failed.to_html()).texts["p"] if "controls" in text)
+    assert told.startswith("1 of 2 controls did NOT come out as they must: do not rely on this verdict")
 
 
 def test_nothing_from_a_suspect_can_act_and_nothing_is_fetched(report):
@@ -87,7 +116,7 @@ def test_nothing_from_a_suspect_can_act_and_nothing_is_fetched(report):
         for name in ("src", "href", "xlink:href", "action", "data"):
             assert attributes.get(name, "#").startswith("#"), (tag, attributes)
     assert "default-src 'none'" in text and "url(http" not in text and "@import" not in text
-    assert text.count(HOSTILE) == 0 and text.count("&lt;script&gt;") == 3
+    assert text.count(HOSTILE) == 0 and text.count("&lt;script&gt;") == 4
 
 
 def test_the_page_can_be_read_without_eyes_and_without_colours(report):
@@ -109,7 +138,8 @@ def test_the_same_report_is_the_same_bytes(report):
 
 def test_the_report_as_json(report):
     value = json.loads(json.dumps(report.to_dict()))
-    assert value["verdict"]["marked"] and not value["controls"]["unmarked model"]["marked"]
+    assert value["verdict"]["marked"] and not value["controls"][0]["verdict"]["marked"]
+    assert [each["survived"] for each in value["attacks"]] == ["removed", "yes"]
     assert [event["date"] for event in value["timeline"]] == ["2026-11-20", "2026-11-25"]
     assert value["circumstances"]["Keras"] == keras.__version__
 
@@ -122,9 +152,13 @@ def test_nothing_secret_is_in_a_report(report, owner_key):
 
 
 def test_other_outcomes_are_told_as_they_are(report, owner_key, build_mlp, blobs):
-    unmarked = dataclasses.replace(report, verdict=report.controls["unmarked model"], controls={}, timeline=())
+    unmarked = dataclasses.replace(report, verdict=report.controls[0].verdict, controls=(), timeline=())
     text = unmarked.to_html()
-    assert "was not found in the model" in text and "No dated statement was shown." in text and "None were run." in text
+    assert (
+        "was not found in the model" in text
+        and "No dated statement was shown." in text
+        and "No controls were run." in text
+    )
     late = dataclasses.replace(report, verdict=dataclasses.replace(report.verdict, committed=False))
     assert "This holds only if the key is older than the model, which was not shown." in late.to_html()
 
@@ -141,17 +175,142 @@ def test_answers_have_a_report_too(blobs):
     assert "about once in 100 cases" in Report(weak, "their server").to_html()
 
 
+# The program
+
+FIXTURE = FOLDER / ds.__version__
+CLAIM = {
+    "model": str(FIXTURE / "marked.keras"),
+    "owner_key": str(FIXTURE / "owner.key"),
+    "evidence": str(FIXTURE / "evidence"),
+    "tsa_roots": str(FIXTURE / "root.pem"),
+}
+
+
+def attacked(folder, survived="removed"):
+    result = {"command": "python -m scripts.attack", "date": "2026-11-26", "hardware": "2 cores"}
+    rows = [
+        {"attack": HOSTILE, "survived": survived, "accuracy": 0.97},
+        {"attack": "JPEG", "survived": "not applicable"},
+    ]
+    (folder / "attacks.json").write_text(json.dumps(result | {"rows": rows}))
+    return str(folder / "attacks.json")
+
+
+def test_the_program_reports_on_a_claim_with_all_controls(tmp_path):
+    pytest.importorskip("rfc3161_client", reason="evidence needs `deepsigns_tf[evidence]`")
+    from scripts.report import Config, run
+
+    config = Config(
+        **CLAIM,
+        output_dir=str(tmp_path / "report"),
+        num_wrong_keys=2,
+        unmarked=str(FIXTURE / "unmarked.keras"),
+        held_out=str(FIXTURE / "held_out.npz"),
+        attacks=attacked(tmp_path),
+        suspect_since="2099-01-01",
+    )
+    value = run(config)
+    assert sorted(each.name for each in (tmp_path / "report").iterdir()) == ["report.html", "report.json"]
+    assert json.loads((tmp_path / "report" / "report.json").read_text()) == value
+    assert value["verdict"]["marked"] and value["verdict"]["opened"]["releases"] == ["1.0"]
+    found = [(each["name"], each["expected"], each["verdict"]["marked"]) for each in value["controls"]]
+    assert found == [
+        ("the suspect, wrong key 1", False, False),
+        ("the suspect, wrong key 2", False, False),
+        ("the suspect, inputs that were not trained on", True, True),
+        ("unmarked model unmarked.keras", False, False),
+    ]
+    # A wrong key is held to the owner's own level.
+    assert {each["verdict"]["log10_alpha"] for each in value["controls"]} == {-6.0}
+    whats = [each["what"] for each in value["timeline"]]
+    assert whats == [
+        "Statement 1: the owner committed to the key",
+        "Statement 2: release '1.0'",
+        "The suspect was read for this report",
+        "The suspect exists",
+    ]
+    assert value["timeline"][0]["date"].endswith(" UTC")
+    digest = file_digest(FIXTURE / "marked.keras")
+    assert value["hashes"]["the suspect's file, SHA-256"] == digest and len(value["hashes"]) == 6
+    assert value["circumstances"]["the suspect ran"].endswith("files") and value["circumstances"]["hardware"]
+    page = Page((tmp_path / "report" / "report.html").read_text())
+    assert page.texts["h1"] == ["MARKED"] and "All 4 controls came out as they must." in page.texts["p"]
+    scanner = Scanner(ds.OwnerKey.load(FIXTURE / "owner.key"), "features", 128)
+    assert scanner.scan_folder(tmp_path / "report") == []
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("width", [1000, 390])
-def test_a_browser_shows_the_page_without_a_word_of_complaint(report, width, tmp_path):
+def test_the_program_reports_on_answers(tmp_path):
+    from scripts.report import Config, run
+
+    claim = CLAIM | {"evidence": None, "tsa_roots": None, "by": "answers"}
+    value = run(Config(**claim, output_dir=str(tmp_path), unmarked=str(FIXTURE / "unmarked.keras")))
+    assert value["verdict"]["num_matches"] == 64 and not any(each["verdict"]["marked"] for each in value["controls"])
+    assert len(value["controls"]) == 4 and not value["verdict"]["committed"]
+
+
+@pytest.mark.parametrize("family", ["noise", "blends"])
+def test_a_wrong_key_is_like_the_owners_but_for_the_secret(family, owner_key, blobs):
+    from scripts.report import _wrong_key
+
+    key = owner_key.with_triggers(family, 40, 4, blobs[0])
+    wrong = _wrong_key(key)
+    assert wrong.seed != key.seed and wrong.key_inputs is key.key_inputs and wrong.derived_triggers.num_examples == 40
+    assert (wrong.signature("features") != key.signature("features")).any()
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"suspect_since": "yesterday"}, "Invalid value for flag `suspect_since`. Expected a date"),
+        ({"held_out": "x_only.npz"}, "These are no inputs to read with. Expected the arrays x_test and y_test"),
+        ({"held_out": "narrow.npz"}, "Received: {'x_test': (8, 3), 'y_test': (8,)} in "),
+        ({"held_out": "narrow.npz", "by": "answers"}, "There are no other inputs to read with. "),
+        ({"attacks": "x_only.npz"}, "This is no result of attacks. Expected the attacks.json"),
+        ({"attacks": "empty.json"}, "This is no result of attacks. "),
+        ({"attacks": "attacks.json"}, "Received: survived='perhaps'"),
+    ],
+)
+def test_bad_settings_are_told_before_a_suspect_is_read(settings, told, tmp_path, monkeypatch):
+    from scripts.report import Config, run
+
+    def read(path):
+        raise AssertionError("too late")
+
+    monkeypatch.setattr(ds, "load_suspect", read)
+    np.savez(tmp_path / "x_only.npz", x_test=np.zeros((8, 16)))
+    np.savez(tmp_path / "narrow.npz", x_test=np.zeros((8, 3)), y_test=np.arange(8) % 4)
+    (tmp_path / "empty.json").write_text("{}")
+    attacked(tmp_path, "perhaps")
+    files = {"held_out", "attacks"}
+    settings = {name: str(tmp_path / value) if name in files else value for name, value in settings.items()}
+    claim = {name: CLAIM[name] for name in ("model", "owner_key")}
+    with pytest.raises(ValueError) as error:
+        run(Config(**claim, output_dir=str(tmp_path / "report"), **settings))
+    assert told in str(error.value) and not (tmp_path / "report").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("look", ["light", "dark", "phone", "print"])
+def test_a_browser_shows_the_page_without_a_word_of_complaint(report, look, tmp_path):
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
         pytest.skip("no Chromium on this machine")
     (tmp_path / "report.html").write_text(report.to_html())
+    # No window is that narrow; a frame is.
+    (tmp_path / "phone.html").write_text('<iframe src="report.html" width="390" height="1400"></iframe>')
     options = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
     command = [chromium, *options.split(), "--disable-component-update", "--disable-sync", "--enable-logging=stderr"]
-    command += [f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},1500"]
-    command += [f"--screenshot={tmp_path / 'page.png'}", (tmp_path / "report.html").as_uri()]
-    shown = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert pathlib.Path(tmp_path / "page.png").stat().st_size > 10_000
+    command += [f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1000,1500"]
+    # By another ending Chromium writes nothing.
+    shot = tmp_path / ("page.pdf" if look == "print" else "page.png")
+    command += [f"--{'print-to-pdf' if look == 'print' else 'screenshot'}={shot}"]
+    command += ["--blink-settings=preferredColorScheme=0"] if look == "dark" else []
+    page = tmp_path / ("phone.html" if look == "phone" else "report.html")
+    shown = subprocess.run([*command, page.as_uri()], capture_output=True, text=True, timeout=300)
+    content = shot.read_bytes()
     assert "CONSOLE" not in shown.stderr
+    assert len(content) > 10_000 and content.startswith(b"%PDF" if look == "print" else b"\x89PNG")
+    if look in ("light", "dark"):
+        corner = matplotlib.image.imread(io.BytesIO(content))[2, 2, :3]
+        assert (corner > 0.9).all() if look == "light" else (corner < 0.2).all()
