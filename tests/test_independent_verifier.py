@@ -6,6 +6,7 @@ import itertools
 import pathlib
 import subprocess
 import sys
+import types
 from unittest import mock
 
 import numpy as np
@@ -141,8 +142,9 @@ def compare(seed, folder):
             each.unlink()
         for statement in evidence.statements:
             (chain / f"{statement.number:04d}.json").write_bytes(statement.encode())
+    suspect = types.SimpleNamespace(caveats=())
     with mock.patch.object(verification, "candidate_means", lambda model, owner_key: candidates):
-        verdict = ds.verify(None, key, evidence=evidence, search=search)
+        verdict = ds.verify(suspect, key, evidence=evidence, search=search)
     found = second.verify(folder / "owner.key", folder / "dump.npz", chain, search)
 
     assert (found["num_bits"], found["num_matches"]) == (verdict.num_bits, verdict.num_matches)
