@@ -183,6 +183,14 @@ def test_what_is_no_reply_is_refused(reply, root):
     )
 
 
+def test_what_makes_the_library_panic_is_refused(signer, root, folder):
+    """Its Rust then raises what is no `Exception`: here of a certificate beside the signer's whose name is no UTF-8."""
+    reply = time_stamp(time_stamp_request(STATEMENT), signer, folder, chain=certified("Bystander").pem)
+    assert check_time_stamp(reply, STATEMENT, root.pem).authority == "CN=Authority of time"
+    altered = reply.replace(b"Bystander", b"Bystande\xff")
+    assert refused(altered, STATEMENT, root.pem) == "a time-stamp that does not hold: invalid utf8string"
+
+
 def test_no_altered_byte_changes_what_is_said(reply, root):
     """Each byte in turn, in one of its bits: nearly all are refused; the few that mean nothing leave the same time-stamp."""
     genuine, random, num_accepted = check_time_stamp(reply, STATEMENT, root.pem), np.random.default_rng(0), 0
