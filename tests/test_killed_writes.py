@@ -13,7 +13,7 @@ from tests.writers import WRITERS, write_on  # noqa: E402
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 # The longest that a writer is let live, which is time for several versions.
-MAX_SECONDS = 0.3
+MAX_SECONDS = 0.4
 
 
 @pytest.fixture(scope="module")
