@@ -89,7 +89,7 @@ def check_time_stamp(reply: bytes, data: bytes, roots: bytes) -> TimeStamp:
     """
     try:
         certificates = cryptography.x509.load_pem_x509_certificates(roots)
-    except ValueError as error:
+    except Exception as error:  # Not all that it raises is a ValueError: `InvalidVersion`.
         raise ValueError(
             "There is nobody to trust with the time. Expected root certificates of a time-stamping authority, in PEM. "
             f"Received: {len(roots)} bytes without one"
