@@ -146,14 +146,21 @@ class Statement:
                 f"This is not a statement that this release can read. Expected format {_FORMAT!r}, version {_VERSION}, with its parts. "
                 f"Received: {head}, parts {sorted(parts)}"
             )
-        if release is None:
-            return cls(**parts)
-        if not isinstance(release, dict) or release.keys() != {field.name for field in dataclasses.fields(Release)}:
+        if release is not None:
+            if not isinstance(release, dict) or release.keys() != {field.name for field in dataclasses.fields(Release)}:
+                raise ValueError(
+                    "A release is malformed. Expected id, weights and digest. "
+                    f"Received: {sorted(release) if isinstance(release, dict) else type(release).__name__}"
+                )
+            release = Release(**release)
+        statement = cls(**parts, release=release)
+        if statement.encode() != data:
+            # `true` and `1.0` equal 1, and a release of `null` is none: the hash would be that of other bytes.
             raise ValueError(
-                "A release is malformed. Expected id, weights and digest. "
-                f"Received: {sorted(release) if isinstance(release, dict) else type(release).__name__}"
+                "This is another writing of a statement. Expected an integer as version, and a release only where there is one. "
+                f"Received: version={head[1]!r}, parts {sorted(value)}"
             )
-        return cls(**parts, release=Release(**release))
+        return statement
 
 
 @dataclasses.dataclass(frozen=True)

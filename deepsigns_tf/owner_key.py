@@ -15,6 +15,7 @@ import pathlib
 import re
 import secrets
 import warnings
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NoReturn
 
@@ -49,6 +50,8 @@ _BASIS = "trigger basis "
 _NUMBERS = "trigger numbers"
 # Labels are compared as int32 or, where they come as floats, as float32, which holds every integer below this.
 _NUM_LABELS = 2**24
+# All that a key file holds, unpacked: a small file may unpack to more than a machine has.
+_MAX_BYTES = 2**31
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,9 +83,9 @@ class Carrier:
 
     def __post_init__(self) -> None:
         values = list(self.classes)
-        if not isinstance(self.name, str) or not self.name or "/" in self.name:
+        if not _is_text(self.name) or "/" in self.name:
             raise ValueError(
-                f"Invalid value for argument `name`. Expected a non-empty string without '/'. Received: name={self.name!r}"
+                f"Invalid value for argument `name`. Expected a non-empty text without '/'. Received: name={self.name!r}"
             )
         if not values or any(not _is_integer(value) or not 0 <= value < _NUM_LABELS for value in values):
             raise ValueError(
@@ -226,9 +229,9 @@ class OwnerKey:
     def __post_init__(self) -> None:
         object.__setattr__(self, "carriers", _tuple_of(Carrier, self.carriers, "carriers"))
         object.__setattr__(self, "layers", _tuple_of(CarrierLayer, self.layers, "layers"))
-        if not isinstance(self.owner, str) or not self.owner:
+        if not _is_text(self.owner):
             raise ValueError(
-                f"Invalid value for argument `owner`. Expected a non-empty string. Received: owner={self.owner!r}"
+                f"Invalid value for argument `owner`. Expected a non-empty text. Received: owner={self.owner!r}"
             )
         if not isinstance(self.decision, DecisionRule):
             raise ValueError(
@@ -541,8 +544,10 @@ class OwnerKey:
         labels = self._trigger_labels(found.num_drawn, found.num_classes, found.label_rule)[found.numbers]
         wrong = [] if np.array_equal(labels, found.labels) else ["labels"]
         if found.family in ("noise", "tokens"):
-            basis = found.basis
-            inputs = {} if basis is None else self._trigger_inputs(found.num_drawn, found.family, basis)
+            inputs: Inputs = {}
+            # A basis of larger inputs than the triggers' could ask for any amount of numbers.
+            if found.basis is not None and _shapes_of_rows(found.basis) == _shapes_of_rows(found.inputs):
+                inputs = self._trigger_inputs(found.num_drawn, found.family, found.basis)
             derived = inputs if isinstance(inputs, Mapping) else {"": inputs}
             if derived.keys() != found.arrays.keys() or not all(
                 np.array_equal(each[found.numbers], found.arrays[name]) for name, each in derived.items()
@@ -645,6 +650,7 @@ class OwnerKey:
             path: Where to; an existing file is replaced as a whole.
 
         Raises:
+            ValueError: If it holds more than 2 GiB.
             OSError: If the folder cannot be written.
 
         Example:
@@ -674,6 +680,7 @@ class OwnerKey:
         arrays["header"] = np.frombuffer(json.dumps(header, sort_keys=True).encode(), np.uint8)
         payload = io.BytesIO()
         np.savez_compressed(payload, **arrays)  # type: ignore[arg-type]
+        _check_size(payload)
         data = _FORMAT_VERSION.to_bytes(4, "big") + payload.getvalue()
         write_atomically(path, _MAGIC + hashlib.sha256(data).digest() + data, mode=0o600)
 
@@ -688,7 +695,7 @@ class OwnerKey:
             The key.
 
         Raises:
-            ValueError: If the file is foreign, truncated, altered or of a newer version.
+            ValueError: If the file is foreign, truncated, altered, of a newer version, or holds more than 2 GiB.
             OSError: If it cannot be opened.
 
         Example:
@@ -709,6 +716,7 @@ class OwnerKey:
         if version != _FORMAT_VERSION:
             raise _unreadable(path, f"it has format version {version}, this release reads {_FORMAT_VERSION}")
         try:
+            _check_size(io.BytesIO(data[4:]))
             with np.load(io.BytesIO(data[4:]), allow_pickle=False) as archive:
                 arrays = {name: archive[name] for name in archive.files}
             header = json.loads(arrays.pop("header").tobytes())
@@ -763,6 +771,11 @@ class OwnerKey:
         return () if self.reference is None else (self.reference,)
 
 
+def _is_text(value: Any) -> bool:
+    """Whether it is a string with something in it, and no half of a surrogate pair, which has no UTF-8 to derive from."""
+    return isinstance(value, str) and value != "" and not re.search("[\ud800-\udfff]", value)
+
+
 def _is_integer(value: Any) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
@@ -775,6 +788,11 @@ def _tuple_of(kind: type, values: Any, argument: str) -> tuple[Any, ...]:
             f"Received: {f'a {type(values).__name__}' if items is None else [type(item).__name__ for item in items]}"
         )
     return items
+
+
+def _shapes_of_rows(inputs: Inputs) -> dict[str, tuple[int, ...]]:
+    arrays = inputs if isinstance(inputs, Mapping) else {"": inputs}
+    return {name: array.shape[1:] for name, array in arrays.items()}
 
 
 def _stored(examples: Examples | None, prefix: str) -> dict[str, np.ndarray]:
@@ -804,6 +822,15 @@ def _inputs_taken_out(arrays: dict[str, np.ndarray], prefix: str) -> Inputs | No
     if named and single is not None:
         raise ValueError("inputs of two kinds")
     return named or single
+
+
+def _check_size(payload: io.BytesIO) -> None:
+    with zipfile.ZipFile(payload) as archive:
+        num_bytes = sum(member.file_size for member in archive.infolist())
+    if num_bytes > _MAX_BYTES:
+        raise ValueError(
+            f"This key is too large. Expected key inputs and triggers of at most {_MAX_BYTES} bytes in all. Received: {num_bytes} bytes"
+        )
 
 
 def _unreadable(path: str | os.PathLike[str], why: str) -> ValueError:

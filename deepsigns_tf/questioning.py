@@ -182,11 +182,11 @@ class Questioning:
             return []
         try:
             record = json.loads(self._path.read_text())
-            identity, answers = record["questioning"], [int(answer) for answer in record["answers"]]
-            fits = all(-1 <= answer < self._triggers.num_classes for answer in answers) and len(answers) <= len(
-                self._order
+            identity, answers = record["questioning"], list(record["answers"])
+            fits = len(answers) <= len(self._order) and all(
+                type(answer) is int and -1 <= answer < self._triggers.num_classes for answer in answers
             )
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             identity, fits = f"unreadable ({type(error).__name__})", False
         if identity != self._identity or not fits:
             raise ValueError(

@@ -6,8 +6,10 @@ is for whoever verifies: the root certificates are theirs, never the claimant's.
 Source: RFC 3161, RFC 5816.
 """
 
+import contextlib
 import hashlib
 import re
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import cryptography.x509
@@ -87,16 +89,14 @@ def check_time_stamp(reply: bytes, data: bytes, roots: bytes) -> TimeStamp:
     """
     try:
         certificates = cryptography.x509.load_pem_x509_certificates(roots)
-    except ValueError as error:
+    except Exception as error:  # Not all that it raises is a ValueError: `InvalidVersion`.
         raise ValueError(
             "There is nobody to trust with the time. Expected root certificates of a time-stamping authority, in PEM. "
             f"Received: {len(roots)} bytes without one"
         ) from error
     response, time_stamp = _granted(reply, data)
-    try:
+    with _refusing(_reason):
         rfc3161_client.VerifierBuilder(roots=certificates).build().verify_message(response, data)
-    except Exception as error:  # What a made-up certificate raises is no closed list.
-        raise _refused(_reason(error)) from error
     return time_stamp
 
 
@@ -104,19 +104,15 @@ def _granted(reply: bytes, data: bytes) -> tuple[Any, TimeStamp]:
     """A reply that grants a time-stamp of these bytes, and what it says, as it says itself."""
     if len(reply) > _MAX_BYTES:
         raise _refused(f"{len(reply)} bytes, more than any time-stamp needs")
-    try:
+    with _refusing():
         response = rfc3161_client.decode_timestamp_response(_with_certificates_in_order(reply))
-        status = rfc3161_client.PKIStatus(response.status)
-    except Exception as error:  # Nor is what the library raises.
-        raise _refused("something else") from error
+        status, status_string = rfc3161_client.PKIStatus(response.status), response.status_string
     if status != rfc3161_client.PKIStatus.GRANTED:
-        raise _refused(f"the status {status.name.lower()}, {response.status_string}")
-    try:
+        raise _refused(f"the status {status.name.lower()}, {status_string}")
+    with _refusing():
         info = response.tst_info
         imprint = info.message_imprint.hash_algorithm, info.message_imprint.message
         time_stamp = TimeStamp(info.gen_time, _signer(response), int(info.serial_number))
-    except Exception as error:
-        raise _refused("something else") from error
     if imprint != (_SHA256, hashlib.sha256(data).digest()):
         raise _refused("the time-stamp of something else")
     return response, time_stamp
@@ -163,7 +159,18 @@ def _signer(response: Any) -> str:
     return "nobody"
 
 
-def _reason(error: Exception) -> str:
+@contextlib.contextmanager
+def _refusing(reason: Callable[[BaseException], str] = lambda error: "something else") -> Iterator[None]:
+    """Whatever a made-up reply makes the library raise is a refusal."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # A panic of the library's Rust is no `Exception`.
+        raise _refused(reason(error)) from error
+
+
+def _reason(error: BaseException) -> str:
     """What is wrong, in one line, from the many that the library and OpenSSL give."""
     text = str(error)
     for found in (re.search('Verify error: ([^"]*)', text), *re.finditer('reason: "([^"]*)"', text)):

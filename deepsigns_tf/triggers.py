@@ -21,6 +21,8 @@ Selection = Literal["none", "wrong_before"]
 
 # The paper draws 20 to 40 times as many inputs as it keeps.
 _CANDIDATES_PER_TRIGGER = 20
+# An unmarked model gets two labels of three wrong, or more; who checks a key derives anew as many as it says were drawn.
+_MAX_DRAWN_PER_TRIGGER = 64
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -64,11 +66,19 @@ class TriggerSet(Examples):
         numbers = as_labels(numbers, self.num_examples, "numbers")
         numbers.flags.writeable = False
         object.__setattr__(self, "numbers", numbers)
-        object.__setattr__(self, "num_drawn", self.num_examples if self.num_drawn is None else int(self.num_drawn))
-        if numbers[0] < 0 or numbers[-1] >= self.num_drawn or (np.diff(numbers) <= 0).any():
+        num_drawn = self.num_examples if self.num_drawn is None else int(self.num_drawn)
+        object.__setattr__(self, "num_drawn", num_drawn)
+        if numbers[0] < 0 or numbers[-1] >= num_drawn or (np.diff(numbers) <= 0).any():
             raise ValueError(
                 "Invalid value for argument `numbers`. Expected increasing numbers of triggers that were drawn. "
                 f"Received: {len(numbers)} numbers from {numbers.min()} to {numbers.max()}, num_drawn={self.num_drawn}"
+            )
+        if self.basis is not None:
+            object.__setattr__(self, "basis", as_inputs(self.basis, "basis"))
+        if num_drawn > _MAX_DRAWN_PER_TRIGGER * self.num_examples:
+            raise ValueError(
+                f"Invalid value for argument `num_drawn`. Expected at most {_MAX_DRAWN_PER_TRIGGER} for each trigger that was kept. "
+                f"Received: num_drawn={self.num_drawn}, {self.num_examples} triggers"
             )
         for name, allowed in (("family", TriggerFamily), ("label_rule", LabelRule), ("selection", Selection)):
             _check_choice(name, getattr(self, name), allowed)

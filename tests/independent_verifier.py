@@ -8,6 +8,7 @@ test. Signatures and time-stamps are not looked at; section 3 of that page says 
 
 import dataclasses
 import fractions
+import functools
 import hashlib
 import io
 import json
@@ -19,6 +20,7 @@ import zipfile
 import numpy as np
 
 MAGIC = b"deepsigns_tf owner key\n"
+MEMBERS = {"format", "version", "kind", "number", "previous", "owner", "public_key", "commitment"}
 
 
 # 1. Encodings
@@ -62,6 +64,7 @@ def permutations(seed, domain, num, num_items):
 def arrays_of(data):
     """The members of an .npz file."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        assert sum(member.file_size for member in archive.infolist()) <= 2**31, "too large"
         return {
             name.removesuffix(".npy"): np.load(io.BytesIO(archive.read(name)), allow_pickle=False)
             for name in archive.namelist()
@@ -155,9 +158,11 @@ def read_chain(folder):
         data = (pathlib.Path(folder) / f"{number:04d}.json").read_bytes()
         statement = json.loads(data)
         assert canonical(statement).encode() == data, "not canonical"
-        assert (statement["format"], statement["version"]) == ("deepsigns_tf statement", 1)
+        assert statement.keys() - {"release"} == MEMBERS
+        assert canonical([statement["format"], statement["version"]]) == '["deepsigns_tf statement",1]'
         assert (statement["number"], statement["previous"]) == (number, previous), "a broken chain"
         assert statement["kind"] == ("release" if "release" in statement else "commitment")
+        assert statement.get("release", {"id": "", "weights": "", "digest": ""}).keys() == {"id", "weights", "digest"}
         assert statement["kind"] == "commitment" or statement["commitment"] in committed
         committed.add(statement["commitment"])
         chain.append(statement)
@@ -243,6 +248,25 @@ def read_dump(path):
     return admissible, means
 
 
+def refusing(judge):
+    """Whatever somebody's files make of the judge is one error; only a file that cannot be opened is another."""
+
+    @functools.wraps(judge)
+    def judging(*args, **kwargs):
+        try:
+            return judge(*args, **kwargs)
+        except OSError:
+            raise
+        except Exception as error:
+            raise ValueError(
+                "There is nothing to judge by. Expected files as docs/evidence-format.md specifies them. "
+                f"Received: {type(error).__name__}: {error}"
+            ) from error
+
+    return judging
+
+
+@refusing
 def verify(key_path, dump_path, folder=None, search=False):
     """Carrier -> where it was read and which bits match; the number of both; log10 p; whether the claim is proved."""
     key, (admissible, means) = read_key(key_path), read_dump(dump_path)
@@ -253,6 +277,10 @@ def verify(key_path, dump_path, folder=None, search=False):
     alone = committed and here and not search
     readings = {}
     for name, layer in key.layers.items():
+        carrier = carrier_named(key, name)
+        expected = len(carrier["classes"]), layer["num_units"]
+        # Before anything is derived: what a made-up key asks for is then no more than what the dump holds.
+        assert all(each.shape == expected for each in means[name].values()) and carrier["bits_per_class"] < expected[1]
         bits, A = signature(key, name), projection(key, name, layer["num_units"])
         places = (
             [recorded[name]] if alone else [place for place in means[name] if np.isfinite(means[name][place]).all()]

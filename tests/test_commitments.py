@@ -170,6 +170,12 @@ def test_altered_bytes_are_another_statement_or_refused(statement, data):
             {"kind": "release", "release": {"id": "1", "weights": WEIGHTS}},
             "A release is malformed. Expected id, weights and digest.",
         ),
+        ({"version": True}, "This is another writing of a statement. Expected an integer as version"),
+        ({"version": 1.0}, "This is another writing of a statement. Expected an integer as version"),
+        (
+            {"release": None},
+            "This is another writing of a statement. Expected an integer as version, and a release only where",
+        ),
         (
             {"kind": "release", "release": {"id": "", "weights": WEIGHTS, "digest": WEIGHTS}},
             "A release is malformed. Expected a name,",

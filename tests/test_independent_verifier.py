@@ -1,11 +1,14 @@
 """The second verifier against the package, on random cases: bits, matches, factors, p, and the two commitments."""
 
 import ast
+import contextlib
 import dataclasses
 import itertools
+import json
 import pathlib
 import subprocess
 import sys
+import types
 from unittest import mock
 
 import numpy as np
@@ -141,8 +144,9 @@ def compare(seed, folder):
             each.unlink()
         for statement in evidence.statements:
             (chain / f"{statement.number:04d}.json").write_bytes(statement.encode())
+    suspect = types.SimpleNamespace(caveats=())
     with mock.patch.object(verification, "candidate_means", lambda model, owner_key: candidates):
-        verdict = ds.verify(None, key, evidence=evidence, search=search)
+        verdict = ds.verify(suspect, key, evidence=evidence, search=search)
     found = second.verify(folder / "owner.key", folder / "dump.npz", chain, search)
 
     assert (found["num_bits"], found["num_matches"]) == (verdict.num_bits, verdict.num_matches)
@@ -166,7 +170,7 @@ def compare(seed, folder):
     return verdict
 
 
-@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 2**64 - 1))
 def test_the_two_agree(tmp_path, seed):
     compare(seed, tmp_path)
@@ -222,6 +226,30 @@ def test_what_was_altered_is_refused(tmp_path, where):
     path.write_bytes(path.read_bytes().replace(b"ACME", b"acme")[:-1] + b" ")
     with pytest.raises((AssertionError, ValueError)):
         second.opened(second.read_chain(tmp_path), second.read_key(tmp_path / "owner.key"))
+
+
+@pytest.mark.parametrize("change", [{"version": True}, {"version": 1.0}, {"release": None}, {"more": 1}])
+def test_another_writing_of_a_statement_is_refused(tmp_path, change):
+    value = json.loads(Statement("ACME", 64 * "1", 1, None, 64 * "a").encode())
+    for each, refused in ((value, False), (value | change, True)):
+        (tmp_path / "0001.json").write_text(second.canonical(each))
+        with pytest.raises((AssertionError, AttributeError)) if refused else contextlib.nullcontext():
+            second.read_chain(tmp_path)
+
+
+@pytest.mark.parametrize("changes", [{"num_units": 10**9}, {"bits_per_class": 10**9}])
+def test_what_a_made_up_key_asks_for_is_not_derived(tmp_path, changes):
+    """It would take hours."""
+    random = np.random.default_rng(1)
+    key = random_key(random)[0]
+    write_dump(tmp_path / "dump.npz", random_candidates(random, key))
+    carriers = tuple(
+        dataclasses.replace(each, **changes) if "bits_per_class" in changes else each for each in key.carriers
+    )
+    layers = tuple(dataclasses.replace(each, **changes) if "num_units" in changes else each for each in key.layers)
+    dataclasses.replace(key, carriers=carriers, layers=layers).save(tmp_path / "owner.key")
+    with pytest.raises(ValueError, match=r"^There is nothing to judge by\. Expected .* Received: AssertionError"):
+        second.verify(tmp_path / "owner.key", tmp_path / "dump.npz")
 
 
 def test_it_is_a_program(tmp_path):

@@ -11,6 +11,7 @@ import os
 import pathlib
 import pickle
 import stat
+import tracemalloc
 import warnings
 import zipfile
 
@@ -20,7 +21,7 @@ import keras
 import numpy as np
 import pytest
 
-from deepsigns_tf import Carrier, DecisionRule, OwnerKey, SignatureRegularizer
+from deepsigns_tf import Carrier, DecisionRule, OwnerKey, SignatureRegularizer, owner_key
 from deepsigns_tf.activations import class_membership
 from deepsigns_tf.files import file_digest
 from deepsigns_tf.owner_key import CarrierLayer, KeyInputs
@@ -75,12 +76,12 @@ def assert_same_key(one, other):
 # Refusals
 
 
-@pytest.mark.parametrize("name", ["", "a/b", None, 3])
+@pytest.mark.parametrize("name", ["", "a/b", None, 3, "\ud800"])
 def test_carrier_refuses_a_bad_name(name):
     with pytest.raises(ValueError) as error:
         Carrier(name, [0], 32)
     assert str(error.value) == (
-        f"Invalid value for argument `name`. Expected a non-empty string without '/'. Received: name={name!r}"
+        f"Invalid value for argument `name`. Expected a non-empty text without '/'. Received: name={name!r}"
     )
 
 
@@ -187,12 +188,12 @@ def test_layer_with_twice_as_many_features_as_bits_does_not_warn(num_units):
     assert caught == []
 
 
-@pytest.mark.parametrize("owner", ["", None, 3])
+@pytest.mark.parametrize("owner", ["", None, 3, "ACME \udfff"])
 def test_key_refuses_a_bad_owner(owner):
     with pytest.raises(ValueError) as error:
         make_key(owner=owner)
     assert str(error.value) == (
-        f"Invalid value for argument `owner`. Expected a non-empty string. Received: owner={owner!r}"
+        f"Invalid value for argument `owner`. Expected a non-empty text. Received: owner={owner!r}"
     )
 
 
@@ -1141,6 +1142,25 @@ def test_malformed_arrays_are_refused(tmp_path, saved, change):
     header, arrays = parts_of(saved)
     arrays = {name: array for name, array in (arrays | change).items() if array is not None}
     assert_malformed(payload_of(header, arrays), tmp_path)
+
+
+def test_a_file_that_unpacks_to_more_than_any_key_holds_is_refused_before(tmp_path, saved, monkeypatch):
+    header, arrays = parts_of(saved)
+    bomb = payload_of(header, arrays | {"input": np.zeros((4, 2**20))})
+    assert len(bomb) < 2**18
+    monkeypatch.setattr(owner_key, "_MAX_BYTES", 2**24)
+    tracemalloc.start()
+    assert_malformed(bomb, tmp_path)
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
+    # Nor is it written.
+    key = dataclasses.replace(make_key(), key_inputs=KeyInputs(np.zeros((2, 2**20)), [0, 1]))
+    with pytest.raises(
+        ValueError,
+        match=r"^This key is too large\. Expected .* of at most 16777216 bytes in all\. Received: \d+ bytes$",
+    ):
+        key.save(tmp_path / "owner.key")
+    assert not (tmp_path / "owner.key").exists()
 
 
 def _npy(array):

@@ -188,6 +188,17 @@ def test_the_answers_of_another_questioning_are_refused(change, tmp_path):
         Questioning(key, path, suspect, decoys)
 
 
+@pytest.mark.parametrize("answers", ["[1e400]", "[NaN]", "[true]", "[1.0]", '"12"', "[" * 100_000])
+def test_answers_that_are_none_are_refused(answers, tmp_path):
+    path = tmp_path / "answers.json"
+    Questioning(KEY, path, "model A").run(Suspect(), max_queries=1)
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(record).replace(json.dumps(record["answers"]), answers))
+    assert answers in path.read_text()
+    with pytest.raises(ValueError, match=r"This file does not hold the answers of this questioning\."):
+        Questioning(KEY, path, "model A")
+
+
 @pytest.mark.parametrize(
     "decoys", [DECOYS[:, :2], DECOYS.astype(np.float64), {"a": DECOYS}], ids=["shape", "type", "name"]
 )

@@ -2,6 +2,7 @@
 
 import base64
 import copy
+import gzip
 import hashlib
 import io
 import itertools
@@ -14,6 +15,8 @@ import zipfile
 import h5py
 import keras
 import numpy as np
+import PIL.Image
+import PIL.PngImagePlugin
 import pytest
 
 import deepsigns_tf as ds
@@ -40,6 +43,15 @@ class Scanner:
             for order, flat in (("row-major", array.ravel()), ("column-major", array.T.ravel())):
                 self._add_windows(f"{name}, {order}", flat.tobytes(), 4)
         self._add_windows("projection as bytes", projection.astype(np.int8).tobytes(), 1)
+        if key.triggers is not None:
+            for name, array in key.triggers.arrays.items():
+                self._add_windows(f"triggers {name}", array.tobytes(), array.itemsize)
+            for separator in (",", ", ", " ", "\n"):
+                text = separator.join(map(str, key.triggers.labels.tolist()))
+                self.words[f"labels of triggers, text with {separator!r}"] = text.encode()
+            for dtype in ("u1", "<i4", "<i8", "<f4"):
+                self.words[f"labels of triggers, {dtype}"] = key.triggers.labels.astype(dtype).tobytes()
+        self.heads = np.unique(np.array([int.from_bytes(window[:8], "little") for window in self.windows], np.uint64))
 
     @staticmethod
     def _words_of_seed(seed):
@@ -48,10 +60,12 @@ class Scanner:
             words[f"{name}, raw"] = part
             words[f"{name}, as Python prints it"] = repr(part)[2:-1].encode()
             words[f"{name}, hexadecimal"] = part.hex().encode()
+            words[f"{name}, large hexadecimal"] = part.hex().upper().encode()
             # Base64 depends on where in a group of three bytes the secret begins; the edges depend on its neighbours.
             for offset in range(3):
                 encoded = base64.b64encode(bytes(offset) + part)[4 if offset else 0 : -4]
                 words[f"{name}, base64 at {offset}"] = encoded
+                words[f"{name}, base64 for addresses at {offset}"] = encoded.translate(bytes.maketrans(b"+/", b"-_"))
         return words
 
     @staticmethod
@@ -87,9 +101,16 @@ class Scanner:
         windows = self.windows
         found += {
             f"{place}: {windows[data[start : start + WINDOW]]}"
-            for start in range(len(data) - WINDOW + 1)
+            for start in self._starts(data)
             if data[start : start + WINDOW] in windows
         }
+        if data.startswith(b"\x1f\x8b"):
+            found += self.scan(gzip.decompress(data), f"{place}, unpacked")
+        if data.startswith(b"\x89PNG"):
+            with PIL.Image.open(io.BytesIO(data)) as image:
+                found += self.scan(image.tobytes(), f"{place}, pixels")
+                for note in image.info.values():
+                    found += self.scan(str(note).encode("latin-1", "replace"), f"{place}, note")
         if data.startswith(b"PK"):
             with zipfile.ZipFile(io.BytesIO(data)) as archive:
                 for member in archive.infolist():
@@ -98,6 +119,12 @@ class Scanner:
             with h5py.File(io.BytesIO(data)) as file:
                 found += self._scan_group(file, place)
         return found
+
+    def _starts(self, data):
+        """Where eight bytes stand with which a window begins."""
+        for offset in range(min(8, len(data))):
+            words = np.frombuffer(data, "<u8", (len(data) - offset) // 8, offset)
+            yield from (8 * np.flatnonzero(np.isin(words, self.heads)) + offset).tolist()
 
     def _scan_group(self, group, place):
         found = []
@@ -318,6 +345,78 @@ def test_no_error_text_holds_a_secret(mark, blobs, tmp_path):
     assert [scanner.scan(text.encode(), text.splitlines()[-1]) for text in errors] == [[]] * len(errors)
 
 
+@pytest.mark.slow
+def test_no_artefact_of_a_whole_run_holds_a_secret(tmp_path, monkeypatch, capfd):
+    """From training with both marks to a report: all that is written and printed, but for the key's own file."""
+    pytest.importorskip("deepsigns_tf.evidence", reason="evidence needs `deepsigns_tf[evidence]`")
+    from deepsigns_tf.evidence import load_evidence
+    from deepsigns_tf.files import write_atomically
+    from deepsigns_tf.report import Report
+    from scripts import checkpoints, commit, release, train_mnist_mlp, verify
+
+    folder, kept = tmp_path / "run", itertools.count()
+
+    def write_and_keep(path, data):
+        write_atomically(path, data)
+        write_atomically(tmp_path / f"{next(kept)}.checkpoint", data)
+
+    monkeypatch.setattr(checkpoints, "write_atomically", write_and_keep)
+    settings = {"epochs": 4, "num_triggers": 20, "batch_size": 64, "num_triggers_per_batch": 16}
+    train_mnist_mlp.run(train_mnist_mlp.Config(str(folder), dataset="synthetic", **settings))
+    model, key_file = str(folder / "marked.keras"), str(folder / "owner.key")
+    stated = {
+        "owner_key": key_file,
+        "signing_key": str(tmp_path / "signing.pem"),
+        "evidence": str(tmp_path / "evidence"),
+    }
+    commit.run(commit.Config(**stated))
+    release.run(release.Config(model=model, release_id="1.0", **stated))
+    for by in ("weights", "answers"):
+        files = {"verdict": str(tmp_path / f"{by}.json")} | (
+            {"dump": str(tmp_path / "dump.npz")} if by == "weights" else {}
+        )
+        assert verify.run(verify.Config(model, key_file, by=by, evidence=stated["evidence"], **files)) == 0
+    key = ds.OwnerKey.load(key_file)
+    report = Report(
+        ds.verify(keras.models.load_model(model), key, evidence=load_evidence(stated["evidence"])), "marked.keras"
+    )
+    (tmp_path / "report.html").write_text(report.to_html())
+    (tmp_path / "report.json").write_text(json.dumps(report.to_dict()))
+    errors = []
+    for provoke in (
+        lambda: commit.run(commit.Config(**stated | {"signing_key": key_file})),
+        lambda: release.run(
+            release.Config(model=model, release_id="2.0", **stated | {"owner_key": stated["signing_key"]})
+        ),
+        lambda: verify.run(verify.Config(model, key_file, commitment=64 * "a")),
+        lambda: verify.run(verify.Config(key_file, key_file)),
+        lambda: train_mnist_mlp.run(train_mnist_mlp.Config(str(folder), dataset="synthetic", resume=True)),
+    ):
+        with pytest.raises(ValueError) as error:
+            provoke()
+        errors.append("".join(traceback.format_exception(error.value)))
+
+    printed = capfd.readouterr()
+    for name, text in {"stdout": printed.out, "stderr": printed.err, "errors": "".join(errors)}.items():
+        (tmp_path / name).write_text(text)
+    scanner = Scanner(key, "features", key.layers[0].num_units)
+    paths = [path for path in tmp_path.rglob("*") if path.is_file()]
+    kinds = {path.suffix for path in paths}
+    assert kinds >= {".checkpoint", ".csv", ".html", ".json", ".keras", ".npz", ".png", ".sig", ".tsq", ".txt"}
+    assert "MARKED" in printed.out and any("tfevents" in path.name for path in paths) and len(errors) == 5
+    assert scanner.scan_folder(tmp_path, but=["owner.key"]) == []
+    print(
+        f"{len(paths)} files of {sum(path.stat().st_size for path in paths)} bytes, "
+        f"{len(scanner.words)} words, {len(scanner.windows)} windows"
+    )
+    # The control: it is found in the key's own file, and planted in any other; large ones would take their time again.
+    content = (folder / "owner.key").read_bytes()
+    assert scanner.scan(content[content.index(b"PK") :], "owner.key") != []
+    for path in paths:
+        if path.stat().st_size < 2**20:
+            assert scanner.scan(path.read_bytes() + key.seed, path.name) != []
+
+
 @pytest.mark.any_backend
 def test_a_copied_key_shows_no_more_than_the_key(mark):
     key, scanner, _ = mark
@@ -364,12 +463,25 @@ def in_hdf5_attribute(path, secret):
         file.create_group("layers").attrs["note"] = np.frombuffer(secret, np.uint8)
 
 
+def in_gzip(path, secret):
+    path.write_bytes(gzip.compress(b"before" + secret))
+
+
+def in_picture(path, secret):
+    """Beside the pixels, as whoever draws may note with what settings."""
+    notes = PIL.PngImagePlugin.PngInfo()
+    notes.add_text("settings", secret.decode("latin-1"), zip=True)
+    PIL.Image.new("RGB", (8, 8)).save(path, "PNG", pnginfo=notes)
+
+
 PLACES = {
     "file": lambda path, secret: path.write_bytes(b"x" * 7 + secret + b"y"),
     "zip": in_zip,
     "zip in zip": in_nested_zip,
     "compressed HDF5": in_compressed_hdf5,
     "HDF5 attribute": in_hdf5_attribute,
+    "gzip": in_gzip,
+    "picture": in_picture,
 }
 
 

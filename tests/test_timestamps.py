@@ -2,6 +2,7 @@
 
 import datetime
 import shutil
+import ssl
 import subprocess
 
 import numpy as np
@@ -11,6 +12,8 @@ from hypothesis import strategies as st
 
 x509 = pytest.importorskip("cryptography.x509", reason="time-stamps need `deepsigns_tf[evidence]`")
 timestamps = pytest.importorskip("deepsigns_tf.timestamps", reason="time-stamps need `deepsigns_tf[evidence]`")
+
+from cryptography.hazmat.primitives.serialization import Encoding  # noqa: E402
 
 from benchmarks.authorities import TIME_STAMPING, certified, time_stamp  # noqa: E402
 from deepsigns_tf.timestamps import check_time_stamp, read_time_stamp, time_stamp_request  # noqa: E402
@@ -170,9 +173,12 @@ def test_a_refusal_is_no_time_stamp(signer, root, folder):
     assert refused(time_stamp(b"no request", signer, folder), STATEMENT, root.pem).startswith("the status rejection, ")
 
 
-def test_roots_that_are_none_are_told(reply):
-    with pytest.raises(ValueError, match="There is nobody to trust with the time. Expected root certificates"):
-        check_time_stamp(reply, STATEMENT, b"no certificate")
+def test_roots_that_are_none_are_told(reply, root):
+    # Of a version that there is not.
+    altered = root.certificate.public_bytes(Encoding.DER).replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x42")
+    for roots in (b"no certificate", ssl.DER_cert_to_PEM_cert(altered).encode()):
+        with pytest.raises(ValueError, match="There is nobody to trust with the time. Expected root certificates"):
+            check_time_stamp(reply, STATEMENT, roots)
 
 
 @pytest.mark.parametrize("reply", [b"", b"0", b"x" * 1000, bytes(2**18 + 1)])
@@ -181,6 +187,14 @@ def test_what_is_no_reply_is_refused(reply, root):
         "something else",
         f"{2**18 + 1} bytes, more than any time-stamp needs",
     )
+
+
+def test_what_makes_the_library_panic_is_refused(signer, root, folder):
+    """Its Rust then raises what is no `Exception`: here of a certificate beside the signer's whose name is no UTF-8."""
+    reply = time_stamp(time_stamp_request(STATEMENT), signer, folder, chain=certified("Bystander").pem)
+    assert check_time_stamp(reply, STATEMENT, root.pem).authority == "CN=Authority of time"
+    altered = reply.replace(b"Bystander", b"Bystande\xff")
+    assert refused(altered, STATEMENT, root.pem) == "a time-stamp that does not hold: invalid utf8string"
 
 
 def test_no_altered_byte_changes_what_is_said(reply, root):

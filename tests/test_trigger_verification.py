@@ -336,6 +336,17 @@ def test_inputs_that_were_picked_to_suit_the_labels_prove_nothing(family, tmp_pa
             verify_predictions(key.triggers.labels, _forged(key, **changes))
 
 
+def test_what_a_made_up_key_asks_for_is_not_derived():
+    """It would take more than any machine's memory: so many triggers drawn, numbers in an input of each."""
+    with pytest.raises(ValueError, match="`num_drawn`. Expected at most 64 for each .* Received: num_drawn=1000000000"):
+        _forged(KEY, num_drawn=10**9)
+    with pytest.raises(ValueError, match="`basis`. Expected a non-empty array of numbers"):
+        _forged(KEY, basis=b"no array")
+    endless = np.broadcast_to(np.int8(0), (2, 2**40))
+    with pytest.raises(ValueError, match="These triggers are not this key's. .* Received: other inputs"):
+        verify_predictions(KEY.triggers.labels, _forged(KEY, basis=endless))
+
+
 def test_a_verdict_says_what_could_not_be_derived_again():
     def assumptions(key, committed):
         commitment = key.commitment() if committed else None
