@@ -16,8 +16,9 @@ import numpy as np
 import scipy.stats
 from tqdm import tqdm
 
+from deepsigns_tf.carriers import Carrier
 from deepsigns_tf.derivation import derive_bytes
-from deepsigns_tf.owner_key import Carrier, OwnerKey
+from deepsigns_tf.owner_key import OwnerKey
 from deepsigns_tf.readings import SignatureReader
 from deepsigns_tf.statistics import DecisionRule, binomial_log10_tail
 from scripts.configs import command_line, option, run_program

@@ -327,7 +327,7 @@ def many_commitments(scene: Scene) -> Claim:
 def shopped_layers(scene: Scene) -> Claim:
     """One key, and the layer, classes and bits that suit it best in a model that nobody marked."""
     import deepsigns_tf as ds
-    from deepsigns_tf.owner_key import CarrierLayer
+    from deepsigns_tf.carriers import CarrierLayer
 
     found = []
     for layer, num_classes, bits in itertools.product(("hidden", "features"), range(1, 11), (8, 16, 32, 64, 128)):

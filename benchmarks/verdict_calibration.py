@@ -18,8 +18,9 @@ from tqdm import tqdm
 
 from benchmarks.calibration import LEVELS, MODEL_SEEDS, acceptance, unmarked_mlp
 from deepsigns_tf.activations import Inputs
+from deepsigns_tf.carriers import Carrier, CarrierLayer
 from deepsigns_tf.derivation import derive_bytes
-from deepsigns_tf.owner_key import Carrier, CarrierLayer, OwnerKey
+from deepsigns_tf.owner_key import OwnerKey
 from deepsigns_tf.responses import LocalModel, Place, Responses, Role, membership
 from deepsigns_tf.statistics import DecisionRule
 from deepsigns_tf.verification import verify

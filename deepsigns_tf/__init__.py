@@ -2,7 +2,8 @@
 
 from deepsigns_tf.batch_norm import reestimate_batch_norm
 from deepsigns_tf.callbacks import SignatureLogger, TriggerLogger
-from deepsigns_tf.owner_key import Carrier, OwnerKey
+from deepsigns_tf.carriers import Carrier
+from deepsigns_tf.owner_key import OwnerKey
 from deepsigns_tf.perturbations import prune_weights, shake_weights
 from deepsigns_tf.questioning import Questioning
 from deepsigns_tf.regularizers import SignatureRegularizer, owner_key_scope

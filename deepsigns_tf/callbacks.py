@@ -31,7 +31,7 @@ class SignatureLogger(keras.callbacks.Callback):
 
     Example:
 
-    >>> from deepsigns_tf.owner_key import Carrier
+    >>> from deepsigns_tf.carriers import Carrier
     >>> key = OwnerKey.generate("ACME Vision", [Carrier("features", [0, 1], 32)])
     >>> key = key.with_key_inputs(np.random.rand(64, 8), np.arange(64) % 2, num_per_class=8)
     >>> callbacks = [SignatureLogger(key), keras.callbacks.CSVLogger("log.csv")]

@@ -50,7 +50,7 @@ def candidate_means(model: keras.Model | Respondent, owner_key: OwnerKey) -> dic
 
     Example:
 
-    >>> from deepsigns_tf.owner_key import Carrier, CarrierLayer
+    >>> from deepsigns_tf.carriers import Carrier, CarrierLayer
     >>> key = OwnerKey.generate("ACME Vision", [Carrier("features", [0, 1], 32)])
     >>> key = key.with_key_inputs(np.random.rand(64, 8), np.arange(64) % 2, num_per_class=8)
     >>> key = key.with_layers([CarrierLayer("features", "hidden", 128)])
@@ -164,7 +164,7 @@ def best_readings(candidates: Mapping[str, Candidates], owner_key: OwnerKey) -> 
 
     Example:
 
-    >>> from deepsigns_tf.owner_key import Carrier, CarrierLayer
+    >>> from deepsigns_tf.carriers import Carrier, CarrierLayer
     >>> key = OwnerKey.generate("ACME Vision", [Carrier("features", range(10), 64)])
     >>> key = key.with_layers([CarrierLayer("features", "hidden", 512)])
     >>> marked = (2.0 * key.signature("features") - 1.0) @ key.projection("features", 512).T

@@ -7,25 +7,23 @@ can be fitted to a model afterwards. Source: DeepSigns, section 3 (owner's key =
 import dataclasses
 import functools
 import hashlib
-import io
-import json
 import math
 import os
-import pathlib
 import re
 import secrets
 import warnings
-import zipfile
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, NoReturn
+from collections.abc import Iterable, Mapping
+from typing import Any, NoReturn
 
 import numpy as np
 
-from deepsigns_tf.activations import Inputs, Pooling
+from deepsigns_tf.activations import Inputs
 from deepsigns_tf.canonical_json import encode_canonical
+from deepsigns_tf.carriers import Carrier, CarrierLayer, is_integer, is_text
 from deepsigns_tf.derivation import derive_balanced_signs, derive_bits, derive_bytes, derive_choice, derive_normals
 from deepsigns_tf.examples import Examples, as_inputs, as_labels
-from deepsigns_tf.files import file_digest, write_atomically
+from deepsigns_tf.files import file_digest
+from deepsigns_tf.key_files import inputs_taken_out, read_key_file, stored, stored_inputs, taken_out, write_key_file
 from deepsigns_tf.statistics import DecisionRule, allowed_errors
 from deepsigns_tf.triggers import (
     LabelRule,
@@ -40,143 +38,12 @@ from deepsigns_tf.triggers import (
 # Part of every derivation: a later scheme cannot produce this one's bits.
 SCHEME_VERSION = 1
 
-_FORMAT_VERSION = 1
-_MAGIC = b"deepsigns_tf owner key\n"
 _NUM_SEED_BYTES = 32
 _MIN_BITS = 64
 # Before the names of their arrays in a key file.
 _TRIGGER = "trigger "
 _BASIS = "trigger basis "
 _NUMBERS = "trigger numbers"
-# Labels are compared as int32 or, where they come as floats, as float32, which holds every integer below this.
-_NUM_LABELS = 2**24
-# All that a key file holds, unpacked: a small file may unpack to more than a machine has.
-_MAX_BYTES = 2**31
-
-
-@dataclasses.dataclass(frozen=True)
-class Carrier:
-    """A role for a layer to play: which classes and how many bits its activation means carry.
-
-    Args:
-        name: What the owner calls it; becomes part of metric names.
-        classes: Class labels in 0 .. 2^24 - 1 that carry bits, each once: integers that float32 holds exactly, as some data
-            sets give their labels. -1 is kept for rows to ignore.
-        bits_per_class: N, bits in the mean of each class.
-        pooling: `"mean"` over pixels or time steps, or `"flatten"`. Without effect on a Dense layer.
-        projection: `"balanced"`, keyed columns of as many +1 as -1, or `"gaussian"`, the paper's.
-
-    Raises:
-        ValueError: If an argument is out of range or a class stands twice.
-
-    Example:
-
-    >>> Carrier("features", classes=range(10), bits_per_class=64).num_bits
-    640
-    """
-
-    name: str
-    classes: Sequence[int]
-    bits_per_class: int
-    pooling: Pooling = "mean"
-    projection: Literal["balanced", "gaussian"] = "balanced"
-
-    def __post_init__(self) -> None:
-        values = list(self.classes)
-        if not _is_text(self.name) or "/" in self.name:
-            raise ValueError(
-                f"Invalid value for argument `name`. Expected a non-empty text without '/'. Received: name={self.name!r}"
-            )
-        if not values or any(not _is_integer(value) or not 0 <= value < _NUM_LABELS for value in values):
-            raise ValueError(
-                "Invalid value for argument `classes`. Expected at least one class label, each an integer in [0, 2^24). "
-                f"Received: classes={values}"
-            )
-        if len(set(values)) != len(values):
-            raise ValueError(
-                f"Invalid value for argument `classes`. Expected each class once. Received: classes={values}"
-            )
-        if not _is_integer(self.bits_per_class) or self.bits_per_class < 1:
-            raise ValueError(
-                "Invalid value for argument `bits_per_class`. Expected an integer >= 1. "
-                f"Received: bits_per_class={self.bits_per_class!r}"
-            )
-        if self.pooling not in ("mean", "flatten"):
-            raise ValueError(
-                'Invalid value for argument `pooling`. Expected "mean" or "flatten". '
-                f"Received: pooling={self.pooling!r}"
-            )
-        if self.projection not in ("balanced", "gaussian"):
-            raise ValueError(
-                'Invalid value for argument `projection`. Expected "balanced" or "gaussian". '
-                f"Received: projection={self.projection!r}"
-            )
-        object.__setattr__(self, "classes", tuple(int(value) for value in values))
-        object.__setattr__(self, "bits_per_class", int(self.bits_per_class))
-
-    @property
-    def num_bits(self) -> int:
-        """Bits over all classes, s N."""
-        return len(self.classes) * self.bits_per_class
-
-    def check_num_units(self, num_units: int) -> None:
-        """Refuses a layer too narrow for the bits.
-
-        Args:
-            num_units: M, features of the layer after pooling.
-
-        Raises:
-            ValueError: If N >= M: the bits then fix the mean altogether. Above M/2 it warns.
-
-        Example:
-
-        >>> Carrier("features", [0], 64).check_num_units(512)
-        """
-        if self.bits_per_class >= num_units:
-            raise ValueError(
-                f"Carrier {self.name!r} asks for too many bits per class. Expected fewer bits than the layer has features, "
-                f"better at most half as many. Received: bits_per_class={self.bits_per_class}, num_units={num_units}"
-            )
-        if 2 * self.bits_per_class > num_units:
-            warnings.warn(
-                f"Carrier {self.name!r} puts {self.bits_per_class} bits per class into {num_units} features; above half "
-                "as many bits as features a mark gets hard to embed and to keep.",
-                stacklevel=2,
-            )
-
-    def to_dict(self) -> dict[str, Any]:
-        """The public parameters as JSON-ready values."""
-        return dataclasses.asdict(self) | {"classes": list(self.classes)}
-
-
-@dataclasses.dataclass(frozen=True)
-class CarrierLayer:
-    """Which layer of the released model plays a carrier's role.
-
-    Args:
-        carrier: Name of the carrier.
-        path: Path of the layer, as `named_layers` gives it.
-        num_units: M, its features after pooling.
-
-    Raises:
-        ValueError: If a part is of another type.
-
-    Example:
-
-    >>> CarrierLayer("features", path="backbone/hidden", num_units=512).path
-    'backbone/hidden'
-    """
-
-    carrier: str
-    path: str
-    num_units: int
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.carrier, str) or not isinstance(self.path, str) or not _is_integer(self.num_units):
-            raise ValueError(
-                "A carrier layer is malformed. Expected two strings and an integer. "
-                f"Received: carrier={self.carrier!r}, path={self.path!r}, num_units={self.num_units!r}"
-            )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -229,7 +96,7 @@ class OwnerKey:
     def __post_init__(self) -> None:
         object.__setattr__(self, "carriers", _tuple_of(Carrier, self.carriers, "carriers"))
         object.__setattr__(self, "layers", _tuple_of(CarrierLayer, self.layers, "layers"))
-        if not _is_text(self.owner):
+        if not is_text(self.owner):
             raise ValueError(
                 f"Invalid value for argument `owner`. Expected a non-empty text. Received: owner={self.owner!r}"
             )
@@ -398,7 +265,7 @@ class OwnerKey:
 
         Example:
 
-        >>> import keras, tempfile
+        >>> import keras, pathlib, tempfile
         >>> path = pathlib.Path(tempfile.mkdtemp(), "reference.keras")
         >>> keras.Sequential([keras.Input((8,)), keras.layers.Dense(128, name="hidden"), keras.layers.Dense(2)]).save(path)
         >>> key = OwnerKey.generate("ACME Vision", [Carrier("features", [0, 1], 32)])
@@ -442,7 +309,7 @@ class OwnerKey:
                 "This key has its key inputs already. Expected to choose them once, before training; generate a new key to "
                 f"choose others. Received: a key with {self.key_inputs.num_examples} key inputs"
             )
-        if not _is_integer(num_per_class) or num_per_class < 1:
+        if not is_integer(num_per_class) or num_per_class < 1:
             raise ValueError(
                 "Invalid value for argument `num_per_class`. Expected an integer >= 1. "
                 f"Received: num_per_class={num_per_class!r}"
@@ -509,7 +376,7 @@ class OwnerKey:
                 "This key has its triggers already. Expected to make them once, before training; generate a new key to make others. "
                 f"Received: a key with {self.triggers.num_examples} triggers"
             )
-        if not _is_integer(num_triggers) or num_triggers < 1:
+        if not is_integer(num_triggers) or num_triggers < 1:
             raise ValueError(
                 "Invalid value for argument `num_triggers`. Expected an integer >= 1. "
                 f"Received: num_triggers={num_triggers!r}"
@@ -655,7 +522,7 @@ class OwnerKey:
 
         Example:
 
-        >>> import tempfile
+        >>> import pathlib, tempfile
         >>> path = pathlib.Path(tempfile.mkdtemp(), "owner.key")
         >>> key = OwnerKey.generate("ACME Vision", [Carrier("features", range(10), 64)])
         >>> key.save(path)
@@ -663,26 +530,12 @@ class OwnerKey:
         True
         """
         header = self._public_parameters() | {"layers": [dataclasses.asdict(layer) for layer in self.layers]}
-        basis = None
+        arrays = {"seed": np.frombuffer(self.seed, np.uint8), **stored(self.key_inputs, "")}
         if self.triggers is not None:
             header["triggers"] = self.triggers.parameters()
-            basis = self.triggers.basis
-        arrays: dict[str, np.ndarray] = {
-            "seed": np.frombuffer(self.seed, np.uint8),
-            **_stored(self.key_inputs, ""),
-            **_stored(self.triggers, _TRIGGER),
-            **_stored_inputs(basis, _BASIS),
-        }
-        if self.triggers is not None:
+            arrays |= stored(self.triggers, _TRIGGER) | stored_inputs(self.triggers.basis, _BASIS)
             arrays[_NUMBERS] = np.asarray(self.triggers.numbers)
-        # A file from which a part was taken is not a key without it.
-        header["arrays"] = sorted(arrays)
-        arrays["header"] = np.frombuffer(json.dumps(header, sort_keys=True).encode(), np.uint8)
-        payload = io.BytesIO()
-        np.savez_compressed(payload, **arrays)  # type: ignore[arg-type]
-        _check_size(payload)
-        data = _FORMAT_VERSION.to_bytes(4, "big") + payload.getvalue()
-        write_atomically(path, _MAGIC + hashlib.sha256(data).digest() + data, mode=0o600)
+        write_key_file(path, header, arrays)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "OwnerKey":
@@ -700,31 +553,17 @@ class OwnerKey:
 
         Example:
 
-        >>> import tempfile
+        >>> import pathlib, tempfile
         >>> path = pathlib.Path(tempfile.mkdtemp(), "owner.key")
         >>> OwnerKey.generate("ACME Vision", [Carrier("features", range(10), 64)]).save(path)
         >>> OwnerKey.load(path).owner
         'ACME Vision'
         """
-        content = pathlib.Path(path).read_bytes()
-        if not content.startswith(_MAGIC):
-            raise _unreadable(path, "it does not begin like one")
-        digest, data = content[len(_MAGIC) : len(_MAGIC) + 32], content[len(_MAGIC) + 32 :]
-        if hashlib.sha256(data).digest() != digest:
-            raise _unreadable(path, "its content does not match its digest: it was truncated or altered")
-        version = int.from_bytes(data[:4], "big")
-        if version != _FORMAT_VERSION:
-            raise _unreadable(path, f"it has format version {version}, this release reads {_FORMAT_VERSION}")
-        try:
-            _check_size(io.BytesIO(data[4:]))
-            with np.load(io.BytesIO(data[4:]), allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in archive.files}
-            header = json.loads(arrays.pop("header").tobytes())
-            if sorted(arrays) != header["arrays"]:
-                raise ValueError("other arrays than were written")
+
+        def revive(header: dict[str, Any], arrays: dict[str, np.ndarray]) -> OwnerKey:
             seed = arrays.pop("seed").tobytes()
-            triggers, key_inputs = _taken_out(arrays, _TRIGGER), _taken_out(arrays, "")
-            basis, numbers = _inputs_taken_out(arrays, _BASIS), arrays.pop(_NUMBERS, None)
+            triggers, key_inputs = taken_out(arrays, _TRIGGER), taken_out(arrays, "")
+            basis, numbers = inputs_taken_out(arrays, _BASIS), arrays.pop(_NUMBERS, None)
             if header["scheme_version"] != SCHEME_VERSION or (triggers is None) != ("triggers" not in header):
                 raise ValueError("another scheme, or triggers without parameters")
             if arrays:
@@ -739,8 +578,8 @@ class OwnerKey:
                 reference=header.get("reference"),
                 triggers=triggers and TriggerSet(*triggers, **header["triggers"], numbers=numbers, basis=basis),
             )
-        except Exception as error:  # NumPy and zipfile have no closed list of what a made-up payload raises.
-            raise _unreadable(path, f"its content is malformed ({type(error).__name__})") from error
+
+        return read_key_file(path, revive)
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
@@ -771,15 +610,6 @@ class OwnerKey:
         return () if self.reference is None else (self.reference,)
 
 
-def _is_text(value: Any) -> bool:
-    """Whether it is a string with something in it, and no half of a surrogate pair, which has no UTF-8 to derive from."""
-    return isinstance(value, str) and value != "" and not re.search("[\ud800-\udfff]", value)
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-
-
 def _tuple_of(kind: type, values: Any, argument: str) -> tuple[Any, ...]:
     items = tuple(values) if isinstance(values, Iterable) else None
     if items is None or any(not isinstance(item, kind) for item in items):
@@ -793,48 +623,3 @@ def _tuple_of(kind: type, values: Any, argument: str) -> tuple[Any, ...]:
 def _shapes_of_rows(inputs: Inputs) -> dict[str, tuple[int, ...]]:
     arrays = inputs if isinstance(inputs, Mapping) else {"": inputs}
     return {name: array.shape[1:] for name, array in arrays.items()}
-
-
-def _stored(examples: Examples | None, prefix: str) -> dict[str, np.ndarray]:
-    """The arrays of a key file that hold some examples."""
-    if examples is None:
-        return {}
-    return {f"{prefix}labels": examples.labels} | _stored_inputs(examples.inputs, prefix)
-
-
-def _stored_inputs(inputs: Inputs | None, prefix: str) -> dict[str, np.ndarray]:
-    if isinstance(inputs, Mapping):
-        return {f"{prefix}input:{name}": array for name, array in inputs.items()}
-    return {} if inputs is None else {f"{prefix}input": inputs}
-
-
-def _taken_out(arrays: dict[str, np.ndarray], prefix: str) -> tuple[Inputs, np.ndarray] | None:
-    """What `_stored` put among the arrays; they are removed from there."""
-    labels, inputs = arrays.pop(f"{prefix}labels", None), _inputs_taken_out(arrays, prefix)
-    if (labels is None) != (inputs is None):
-        raise ValueError("examples without labels")
-    return None if inputs is None or labels is None else (inputs, labels)
-
-
-def _inputs_taken_out(arrays: dict[str, np.ndarray], prefix: str) -> Inputs | None:
-    single, start = arrays.pop(f"{prefix}input", None), f"{prefix}input:"
-    named = {name.removeprefix(start): arrays.pop(name) for name in list(arrays) if name.startswith(start)}
-    if named and single is not None:
-        raise ValueError("inputs of two kinds")
-    return named or single
-
-
-def _check_size(payload: io.BytesIO) -> None:
-    with zipfile.ZipFile(payload) as archive:
-        num_bytes = sum(member.file_size for member in archive.infolist())
-    if num_bytes > _MAX_BYTES:
-        raise ValueError(
-            f"This key is too large. Expected key inputs and triggers of at most {_MAX_BYTES} bytes in all. Received: {num_bytes} bytes"
-        )
-
-
-def _unreadable(path: str | os.PathLike[str], why: str) -> ValueError:
-    return ValueError(
-        f"This file is not a readable owner key: {why}. Expected a whole, unaltered file written by `OwnerKey.save`. "
-        f"Received: {os.fspath(path)}"
-    )

@@ -98,7 +98,7 @@ class SignatureReader:
 
     Example:
 
-    >>> from deepsigns_tf.owner_key import Carrier
+    >>> from deepsigns_tf.carriers import Carrier
     >>> key = OwnerKey.generate("ACME Vision", [Carrier("features", range(10), 64)])
     >>> means = (2.0 * key.signature("features") - 1.0) @ key.projection("features", 512).T
     >>> SignatureReader(key, "features", 512).read(means).bit_error_rate < 0.05

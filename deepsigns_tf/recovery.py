@@ -94,7 +94,7 @@ def read_aligned(
 
     Example:
 
-    >>> from deepsigns_tf.owner_key import Carrier, CarrierLayer
+    >>> from deepsigns_tf.carriers import Carrier, CarrierLayer
     >>> import numpy as np
     >>> key = OwnerKey.generate("ACME Vision", [Carrier("features", [0, 1], 32)])
     >>> key = key.with_key_inputs(np.random.rand(64, 8), np.arange(64) % 2, num_per_class=32)

@@ -10,9 +10,10 @@ import numpy as np
 from keras import ops
 
 from deepsigns_tf.activations import all_reduce_sum, class_means, class_membership, class_sums, num_features, pool
+from deepsigns_tf.carriers import Carrier
 from deepsigns_tf.label_scope import BatchReading, LabelScope, current_label_scope
 from deepsigns_tf.losses import clustering_loss, signature_loss
-from deepsigns_tf.owner_key import Carrier, OwnerKey
+from deepsigns_tf.owner_key import OwnerKey
 
 Tensor = Any
 
@@ -28,7 +29,7 @@ def owner_key_scope(owner_key: OwnerKey) -> Iterator[None]:
 
     Example:
 
-    >>> from deepsigns_tf.owner_key import Carrier
+    >>> from deepsigns_tf.carriers import Carrier
     >>> key = OwnerKey.generate("ACME Vision", [Carrier("features", range(10), 64)])
     >>> config = SignatureRegularizer(key, "features").get_config()
     >>> with owner_key_scope(key):
@@ -71,7 +72,7 @@ class SignatureRegularizer(keras.regularizers.Regularizer):
 
     Example:
 
-    >>> from deepsigns_tf.owner_key import Carrier
+    >>> from deepsigns_tf.carriers import Carrier
     >>> key = OwnerKey.generate("ACME Vision", [Carrier("features", range(10), 64)])
     >>> layer = keras.layers.Dense(512, activity_regularizer=SignatureRegularizer(key, "features"))
 

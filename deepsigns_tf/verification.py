@@ -231,7 +231,7 @@ def verify(
 
     Example:
 
-    >>> from deepsigns_tf.owner_key import Carrier, CarrierLayer
+    >>> from deepsigns_tf.carriers import Carrier, CarrierLayer
     >>> key = OwnerKey.generate("ACME Vision", [Carrier("features", [0, 1], 32)])
     >>> key = key.with_key_inputs(np.random.rand(64, 8), np.arange(64) % 2, num_per_class=8)
     >>> key = key.with_layers([CarrierLayer("features", "hidden", 128)])
@@ -391,7 +391,7 @@ def judge(
 
     Example:
 
-    >>> from deepsigns_tf.owner_key import Carrier
+    >>> from deepsigns_tf.carriers import Carrier
     >>> from deepsigns_tf.readings import SignatureReader
     >>> key = OwnerKey.generate("ACME Vision", [Carrier("features", range(10), 64)])
     >>> means = (2.0 * key.signature("features") - 1.0) @ key.projection("features", 512).T

@@ -8,9 +8,10 @@ import numpy as np
 from keras import ops
 
 from deepsigns_tf.activations import class_means, named_layers, num_replicas
+from deepsigns_tf.carriers import Carrier, CarrierLayer
 from deepsigns_tf.keras_internals import Functional, functional_init_arguments, get_keras_mask, in_symbolic_scope
 from deepsigns_tf.label_scope import BatchReading, LabelScope, current_label_scope, label_scope
-from deepsigns_tf.owner_key import Carrier, CarrierLayer, OwnerKey
+from deepsigns_tf.owner_key import OwnerKey
 from deepsigns_tf.regularizers import SignatureRegularizer, bit_error_rate
 
 Tensor = Any
@@ -47,7 +48,7 @@ def marked_layers(model: keras.Model, owner_key: OwnerKey) -> tuple[CarrierLayer
 
     Example:
 
-    >>> from deepsigns_tf.owner_key import Carrier
+    >>> from deepsigns_tf.carriers import Carrier
     >>> key = OwnerKey.generate("ACME Vision", [Carrier("features", [0, 1], 32)])
     >>> hidden = keras.layers.Dense(128, activity_regularizer=SignatureRegularizer(key, "features"), name="hidden")
     >>> marked_layers(WatermarkedSequential([keras.Input((8,)), hidden]), key)
@@ -185,7 +186,8 @@ class WatermarkedModel(keras.Model):
     Example:
 
     >>> import numpy as np
-    >>> from deepsigns_tf.owner_key import Carrier, OwnerKey
+    >>> from deepsigns_tf.carriers import Carrier
+    >>> from deepsigns_tf.owner_key import OwnerKey
     >>> key = OwnerKey.generate("ACME Vision", [Carrier("features", [0, 1], 32)])
     >>> inputs = keras.Input((8,))
     >>> x = keras.layers.Dense(128, activation="relu", activity_regularizer=SignatureRegularizer(key, "features"))(inputs)
@@ -447,7 +449,8 @@ class WatermarkedSequential(WatermarkedModel, keras.Sequential):
 
     Example:
 
-    >>> from deepsigns_tf.owner_key import Carrier, OwnerKey
+    >>> from deepsigns_tf.carriers import Carrier
+    >>> from deepsigns_tf.owner_key import OwnerKey
     >>> key = OwnerKey.generate("ACME Vision", [Carrier("features", [0, 1], 32)])
     >>> model = WatermarkedSequential([
     ...     keras.Input((8,)),

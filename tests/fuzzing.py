@@ -275,7 +275,7 @@ NEED_OPENSSL = {"evidence", "time-stamp"}
 def example_key() -> Any:
     """A key with a bit of everything in it."""
     import deepsigns_tf as ds
-    from deepsigns_tf.owner_key import CarrierLayer
+    from deepsigns_tf.carriers import CarrierLayer
 
     carriers = [ds.Carrier("early", [0, 1], 4), ds.Carrier("late é", [1, 3], 3, "flatten", "gaussian")]
     inputs = {"a": np.arange(16.0).reshape(8, 2), "b": np.arange(8, dtype="uint8")}

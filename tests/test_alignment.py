@@ -146,7 +146,7 @@ def test_bits_read_after_a_match_are_fair_coins(tmp_path):
 
     import deepsigns_tf as ds
     from deepsigns_tf.candidates import matched_candidates
-    from deepsigns_tf.owner_key import CarrierLayer
+    from deepsigns_tf.carriers import CarrierLayer
     from deepsigns_tf.readings import SignatureReader
 
     keras.utils.set_random_seed(0)

@@ -17,7 +17,7 @@ ROWS = [
     | {"suspect_builtins", "suspect_jail"},
     {"activations", "losses", "label_scope", "perturbations", "alignment", "signatures", "suspect_files"},
     {"examples", "batch_norm", "responses", "suspect_pipe", "suspect_weights"},
-    {"triggers", "suspects", "suspect_child"},
+    {"triggers", "suspects", "suspect_child", "carriers", "key_files"},
     {"owner_key"},
     {"regularizers", "readings", "commitments"},
     {"watermarked_model", "candidates", "timestamps"},

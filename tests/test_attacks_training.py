@@ -18,7 +18,7 @@ from deepsigns_tf.attacks.fine_tuning import (
 )
 from deepsigns_tf.attacks.overwriting import overwrite
 from deepsigns_tf.attacks.recipes import Recipe
-from deepsigns_tf.owner_key import CarrierLayer
+from deepsigns_tf.carriers import CarrierLayer
 
 ONCE = Recipe(epochs=1)
 

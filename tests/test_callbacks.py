@@ -8,7 +8,7 @@ import pytest
 
 import deepsigns_tf as ds
 from deepsigns_tf.candidates import candidate_means
-from deepsigns_tf.owner_key import CarrierLayer
+from deepsigns_tf.carriers import CarrierLayer
 from deepsigns_tf.readings import SignatureReader
 from deepsigns_tf.responses import Place
 

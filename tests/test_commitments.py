@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepsigns_tf import Carrier, DecisionRule, OwnerKey
+from deepsigns_tf.carriers import CarrierLayer
 from deepsigns_tf.commitments import Evidence, Release, Statement, TimeStamp, release_commitment
-from deepsigns_tf.owner_key import CarrierLayer, KeyInputs
+from deepsigns_tf.owner_key import KeyInputs
 from deepsigns_tf.statistics import factor_of_nth
 
 SEED = bytes(range(32))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import deepsigns_tf as ds
-from deepsigns_tf.owner_key import CarrierLayer
+from deepsigns_tf.carriers import CarrierLayer
 
 pytestmark = pytest.mark.any_backend
 

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import deepsigns_tf as ds
-from deepsigns_tf.owner_key import CarrierLayer
+from deepsigns_tf.carriers import CarrierLayer
 from deepsigns_tf.statistics import binomial_log10_tail
 
 evidence = pytest.importorskip("deepsigns_tf.evidence", reason="evidence needs `deepsigns_tf[evidence]`")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import deepsigns_tf as ds
-from deepsigns_tf.owner_key import CarrierLayer
+from deepsigns_tf.carriers import CarrierLayer
 
 pytest.importorskip("tqdm", reason="the measurements are made in the environment of requirements.txt")
 

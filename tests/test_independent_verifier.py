@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 import deepsigns_tf as ds
 from deepsigns_tf import verification
 from deepsigns_tf.candidates import Candidates, Place
+from deepsigns_tf.carriers import CarrierLayer
 from deepsigns_tf.commitments import Evidence, Release, Statement, release_commitment
-from deepsigns_tf.owner_key import CarrierLayer
 from scripts.dumps import write_dump
 from tests import independent_verifier as second
 

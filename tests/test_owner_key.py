@@ -21,10 +21,11 @@ import keras
 import numpy as np
 import pytest
 
-from deepsigns_tf import Carrier, DecisionRule, OwnerKey, SignatureRegularizer, owner_key
+from deepsigns_tf import Carrier, DecisionRule, OwnerKey, SignatureRegularizer, key_files, owner_key
 from deepsigns_tf.activations import class_membership
+from deepsigns_tf.carriers import CarrierLayer
 from deepsigns_tf.files import file_digest
-from deepsigns_tf.owner_key import CarrierLayer, KeyInputs
+from deepsigns_tf.owner_key import KeyInputs
 
 SEED = bytes(range(32))
 MAGIC = b"deepsigns_tf owner key\n"
@@ -1148,7 +1149,7 @@ def test_a_file_that_unpacks_to_more_than_any_key_holds_is_refused_before(tmp_pa
     header, arrays = parts_of(saved)
     bomb = payload_of(header, arrays | {"input": np.zeros((4, 2**20))})
     assert len(bomb) < 2**18
-    monkeypatch.setattr(owner_key, "_MAX_BYTES", 2**24)
+    monkeypatch.setattr(key_files, "_MAX_BYTES", 2**24)
     tracemalloc.start()
     assert_malformed(bomb, tmp_path)
     assert tracemalloc.get_traced_memory()[1] < 2**24

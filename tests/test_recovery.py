@@ -6,7 +6,7 @@ import pytest
 
 import deepsigns_tf as ds
 from deepsigns_tf.attacks.same_function import permute_units, rescale_units, split_units
-from deepsigns_tf.owner_key import CarrierLayer
+from deepsigns_tf.carriers import CarrierLayer
 from deepsigns_tf.recovery import AlignedReading, read_aligned, recover
 
 

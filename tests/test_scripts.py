@@ -22,8 +22,8 @@ import numpy as np
 import pytest
 
 import deepsigns_tf as ds
+from deepsigns_tf.carriers import CarrierLayer
 from deepsigns_tf.files import write_atomically
-from deepsigns_tf.owner_key import CarrierLayer
 from tests.finished_runs import FILES, verified_here
 
 REPOSITORY = pathlib.Path(__file__).parents[1]

@@ -20,8 +20,8 @@ import pytest
 
 import deepsigns_tf as ds
 from deepsigns_tf import suspect_builtins, suspect_jail, suspects
+from deepsigns_tf.carriers import CarrierLayer
 from deepsigns_tf.files import file_digest
-from deepsigns_tf.owner_key import CarrierLayer
 from deepsigns_tf.recovery import read_aligned
 from deepsigns_tf.responses import LocalModel, Place, Role
 from deepsigns_tf.suspect_files import WEIGHTS, LookedAt, SuspectLimits, look_at_file, parse_json

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import deepsigns_tf as ds
 from deepsigns_tf.candidates import best_readings, candidate_means
-from deepsigns_tf.owner_key import CarrierLayer
+from deepsigns_tf.carriers import CarrierLayer
 from deepsigns_tf.readings import SignatureReader
 from deepsigns_tf.responses import Place
 from deepsigns_tf.statistics import allowed_errors, binomial_log10_tail, corrected_log10_p, rademacher_log10_tail

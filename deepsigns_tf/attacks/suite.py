@@ -34,7 +34,8 @@ from deepsigns_tf.attacks.same_function import (
 )
 from deepsigns_tf.attacks.units import WITH_KERNEL, as_functional
 from deepsigns_tf.attacks.weights import prune_globally, quantize_weights, round_to_float16, shift_weights
-from deepsigns_tf.owner_key import Carrier, OwnerKey
+from deepsigns_tf.carriers import Carrier
+from deepsigns_tf.owner_key import OwnerKey
 from deepsigns_tf.perturbations import prune_weights, shake_weights
 from deepsigns_tf.statistics import DecisionRule
 
