@@ -48,7 +48,7 @@ bench: $(VENV)/ready  ## What marking costs in time, against plain training (hou
 reproduce-mnist reproduce-cnn reproduce-wrn reproduce-lstm: reproduce-%: $(VENV)/ready  ## Train a row of the README again, all seeds, into runs/reproduced; goes on where it stopped
 	$(RUN) -m benchmarks.$* --runs_dir=runs/reproduced --results_dir=runs/reproduced
 
-results: $(VENV)/ready  ## Write the README's tables and pictures from the recorded results
+results: $(VENV)/ready  ## Write the README's tables and pictures, and docs/attacks.md, from the recorded results
 	$(RUN) -m benchmarks.tables
 
 clean:  ## Remove environments and caches; runs/ stays, with its keys and measurements

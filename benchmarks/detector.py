@@ -1,6 +1,6 @@
 """Can it be seen without the key whether a network is marked? A classifier of networks, trained on many of both kinds.
 
-    python -m benchmarks.populations --kind=unmarked --num_models=280
+    python -m benchmarks.populations --kind=unmarked --num_models=223
     python -m benchmarks.populations --kind=default         # and the other kinds
     python -m benchmarks.detector                           # results/detector.json
 

@@ -8,6 +8,42 @@ from benchmarks.cells import Result, circumstances
 from deepsigns_tf.attacks.outcomes import survived
 from scripts.markdown import markdown_table
 
+_NETWORKS = {
+    "mnist": "MLP on MNIST",
+    "cnn": "CNN on CIFAR-10",
+    "wrn": "WRN-16-2 on CIFAR-10",
+    "lstm": "LSTM on IMDB reviews",
+}
+
+
+def attacks_page(results: dict[str, Result]) -> str:
+    """`docs/attacks.md`: all that is recorded of attacks, and nothing that is not; empty if nothing is.
+
+    Args:
+        results: By the names of their files.
+    """
+    sections = [
+        (f"{title}: every attack", f"{name}_suite", suite_table(results, f"{name}_suite"))
+        for name, title in _NETWORKS.items()
+        if f"{name}_suite" in results
+    ]
+    if "mnist_defences" in results:
+        table = defences_table(results, "mnist_defences")
+        sections.append(("Ways to mark, against one thief who overwrites", "mnist_defences", table))
+    if "detector" in results:
+        sections.append(("Can the mark be seen without the key?", "detector", detector_table(results)))
+    if not sections:
+        return ""
+    parts = ["# What a thief can do", "Written by `make results` from the recorded JSON files."]
+    for title, name, table in sections:
+        picture = f"![{title}]({name}.png)\n\n" if name in WITH_PICTURE else ""
+        parts.append(f"## {title}\n\n{picture}{table.rstrip()}")
+    return "\n\n".join(parts) + "\n"
+
+
+# Results that `benchmarks.pictures` draws.
+WITH_PICTURE = ("mnist_suite", "cnn_suite", "mnist_defences")
+
 
 def suite_table(results: dict[str, Result], study: str) -> str:
     """One row an attack, means over the seeds and the worst seed's p; the best adaptive attack stands on top.
@@ -77,9 +113,16 @@ def defences_table(results: dict[str, Result], study: str) -> str:
                     f"{outcomes[name]['weights']['bit_error_rate']:.3f} ({outcomes[name]['weights']['log10_p_value']:.0f})"
                     for name in names
                 ),
+                *(
+                    "{0[num_matches]} of {0[num_bits]}, x {0[num_copies]} ({0[log10_p_value]:.0f})".format(
+                        outcomes[name]["payload"]
+                    )
+                    for name in names
+                ),
             ]
         )
     header = ["way to mark", "bits", "accuracy, %", "median margin", *(f"{name}: BER (log10 p)" for name in names)]
+    header += [f"{name}: payload, x copies (log10 p)" for name in names]
     return markdown_table(header, rows) + "\n\n" + circumstances(result)
 
 
@@ -90,6 +133,7 @@ def way_to_mark(settings: dict[str, Any]) -> str:
     words += ["learned centres"] if settings["centres"] == "learned" else []
     words += ["Gaussian projection"] if settings["projection"] == "gaussian" else []
     words += [f"from epoch {settings['unmarked_epochs']}"] if settings["unmarked_epochs"] else []
+    words += ["normalised loss"] if settings.get("normalized") else []
     return ", ".join(words)
 
 

@@ -1,4 +1,4 @@
-"""Writes the README's tables and pictures from the recorded JSON files, so that no number is typed by hand.
+"""Writes the README's tables and pictures, and the page about attacks, from the recorded JSON files, so that no number is typed by hand.
 
 python -m benchmarks.tables
 """
@@ -14,6 +14,7 @@ import numpy as np
 
 from benchmarks.cells import Result, accuracies, accuracy_cell, calibration_cells, circumstances, difference, interval
 from benchmarks.pictures import PICTURES
+from benchmarks.suite_tables import attacks_page
 from deepsigns_tf.files import write_atomically
 from deepsigns_tf.statistics import allowed_errors
 from scripts.markdown import markdown_table
@@ -21,6 +22,7 @@ from scripts.markdown import markdown_table
 _ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = _ROOT / "results"
 README = _ROOT / "README.md"
+ATTACKS = _ROOT / "docs" / "attacks.md"
 
 
 def summary_table(results: dict[str, Result]) -> str:
@@ -360,8 +362,11 @@ def filled(text: str) -> str:
 
 
 def main() -> None:
-    """Rewrites the README and draws its pictures again."""
+    """Rewrites the README, and the page about attacks if any are recorded, and draws their pictures again."""
     write_atomically(README, filled(README.read_text()).encode())
+    page = attacks_page(recorded())
+    if page:
+        write_atomically(ATTACKS, page.encode())
     for name, result in recorded().items():
         if name in PICTURES:
             PICTURES[name](result, README.parent / "docs" / f"{name}.png")

@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import os
 import sys
 import types
+import typing
 
 import keras
 import numpy as np
@@ -15,6 +17,7 @@ from deepsigns_tf.attacks.outcomes import Examiner, survived
 from deepsigns_tf.attacks.recipes import Recipe
 from deepsigns_tf.attacks.same_function import permute_units
 from deepsigns_tf.attacks.suite import Attack, Thief, suite, thiefs_key
+from deepsigns_tf.files import file_digest
 from deepsigns_tf.recovery import read_aligned
 from scripts import attack
 
@@ -52,7 +55,7 @@ def task_files(tmp_path_factory):
     plain.save(folder / "marked.keras")
     key.save(folder / "owner.key")
     (folder / "unrelated").mkdir()
-    for number in range(12):
+    for number in range(10):
         trained(build(), 2).save(folder / "unrelated" / f"{number:02}.keras")
     return folder
 
@@ -80,14 +83,19 @@ def test_names_are_unique_and_what_an_attack_starts_from_stands_before_it(name):
 
 
 def test_suites_are_what_they_say():
-    quick, paper, full = (suite(name) for name in suites.SUITES)
+    quick, paper, brief, full = (suite(name) for name in suites.SUITES)
     assert not any(each.trains for each in quick) and {each.family for each in paper} == {"paper"}
-    assert {each.name for each in quick} | {each.name for each in paper} < {each.name for each in full}
-    assert {each.family for each in full} == {"paper", "modification", "same function", "extraction", "adaptive"}
+    names = [{each.name for each in attacks} for attacks in (quick, paper, brief, full)]
+    assert names[0] | names[1] == names[2] < names[3]
+    assert {each.family for each in full} == set(typing.get_args(suites.Family))
     assert [each.name for each in suite("paper", (5, 20)) if "fine-tuned" in each.name] == [
         "fine-tuned, 5 epochs",
         "fine-tuned, 20 epochs",
     ]
+    # Longer trainings go on where shorter ones ended.
+    after = {each.name: each.after for each in paper}
+    assert after["fine-tuned, 50 epochs"] == "fine-tuned, 10 epochs" and after["fine-tuned, 10 epochs"] is None
+    assert after["overwritten, 1 x, 100 epochs"] == "overwritten, 1 x, 10 epochs"
 
 
 def test_bad_names_are_refused():
@@ -125,6 +133,12 @@ def _check_attack(chosen, model, thief, blobs):
         with pytest.raises(ValueError, match="There is no other layer to mark"):
             chosen.run(model, thief)
         return
+    if chosen.change is not None:
+        # Sixteen features are an image of four by four.
+        changed = chosen.change(thief)(blobs[0])
+        assert chosen.run(model, thief) is model
+        assert changed.shape == blobs[0].shape and changed.dtype == blobs[0].dtype and (changed != blobs[0]).any()
+        return
     attacked = chosen.run(model, thief)
     for old, now in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(old, now)
@@ -156,6 +170,41 @@ def test_the_maker_of_a_marked_output_is_found():
     model = keras.Model(inputs, keras.layers.Dense(2, name="logits")(keras.layers.Dense(5, name="wide")(pooled)))
     assert suites._kernels_from(model, "pooled") == ["maps", "wide", "logits"]
     assert suites._kernels_from(model, "wide") == ["wide", "logits"]
+
+
+def test_layers_are_found_by_the_graph_and_not_by_their_order_or_names():
+    """Beside the marked branch runs another one, called earlier and deeper."""
+    inputs = keras.Input((16,))
+    other = keras.layers.Dense(6, name="a_other")(keras.layers.Dense(6, name="b_other")(inputs))
+    marked = keras.layers.Dense(8, name="z_maker")(inputs)
+    marked = keras.layers.Activation("relu", name="features")(keras.layers.BatchNormalization()(marked))
+    other = keras.layers.Dense(6, name="z_other")(other)
+    joined = keras.layers.Concatenate()([keras.layers.Dense(5, name="b_next")(marked), other])
+    model = keras.Model(inputs, keras.layers.Dense(4, name="a_logits")(joined))
+    assert suites._kernels_from(model, "features") == ["z_maker", "b_next", "a_logits"]
+
+
+def test_several_marked_layers_cost_an_adaptive_thief_no_more_training(thief, blobs, monkeypatch):
+    """All carriers within one tenth of the task's own training."""
+    inputs = keras.Input((16,))
+    hidden = keras.layers.Dense(128, "relu", name="hidden")(inputs)
+    deeper = keras.layers.Dense(128, "relu", name="deeper")(hidden)
+    model = keras.Model(inputs, keras.layers.Dense(4, name="logits")(deeper))
+    carriers = {name: ds.Carrier(name, range(4), 32) for name in ("hidden", "deeper")}
+    thief = dataclasses.replace(thief, recipe=Recipe(20, batch_size=64), carriers=carriers, marks=carriers)
+    epochs, fit = [], keras.Model.fit
+
+    def counted(self, *args, **kwargs):
+        epochs.append(kwargs["epochs"])
+        return fit(self, *args, **kwargs | {"epochs": 1})
+
+    monkeypatch.setattr(keras.Model, "fit", counted)
+    for name in ("class means moved by 8", "overwritten with twice the bits, 1 x", "marked layers drawn anew"):
+        attacked = next(each for each in FULL if each.name == name).run(model, thief)
+        for layer in carriers:
+            pairs = zip(model.get_layer(layer).get_weights(), attacked.get_layer(layer).get_weights(), strict=True)
+            assert all((old != new).any() for old, new in pairs)
+    assert epochs == [2, 2, 2]
 
 
 # What is left
@@ -266,7 +315,7 @@ def test_a_suite_is_run_reported_and_gone_on_with(task_files, tmp_path, _here, c
     expected |= {f"units permuted{then}" for then in ("", ", then 50 % pruned", ", then fine-tuned, 10 epochs")}
     assert set(rows) == expected
     assert rows["units permuted"]["survived"] == "recovered" and rows["units permuted"]["referred"]["marked"]
-    assert rows["units permuted"]["aligned"]["num_unrelated"] == 11
+    assert rows["units permuted"]["aligned"]["num_unrelated"] == 9
     assert rows["quantized to 5 bits"]["survived"] == "yes"
     for name in ("BatchNorm folded", "BatchNorm folded, then 50 % pruned"):
         assert rows[name]["survived"] == "not applicable" and rows[name]["refused"]
@@ -285,6 +334,50 @@ def test_a_suite_is_run_reported_and_gone_on_with(task_files, tmp_path, _here, c
     for refused in (config, dataclasses.replace(config, resume=True, seed=1)):
         with pytest.raises(ValueError, match=r"^This folder .*\. Expected .*\. Received: "):
             attack.run(refused)
+    # Files are told by what is in them, not by where they lie.
+    other_data = tmp_path / "other.npz"
+    with np.load(task_files / "task.npz") as archive:
+        np.savez(other_data, **dict(archive) | {"x_test": archive["x_test"] + 1})
+    with pytest.raises(ValueError, match=r"^This folder holds a suite of other settings or files\. .*'data': "):
+        attack.run(dataclasses.replace(config, resume=True, data=str(other_data)))
+    other_data.write_bytes((task_files / "task.npz").read_bytes())
+    attack.run(dataclasses.replace(config, resume=True, data=str(other_data)))
+    files = json.loads((folder / "config.json").read_text())["files"]
+    assert files["model"] == file_digest(task_files / "marked.keras") and set(files) == set(attack._FILES)
+    assert files == result["files"] and {"command", "date", "hardware", "versions", "settings"} <= set(result)
+
+
+def test_what_was_attacked_is_not_attacked_again_and_all_its_seconds_count(task_files, tmp_path, _here, monkeypatch):
+    def attack_of(run):
+        module = types.ModuleType("slow_attacks")
+        module.ATTACKS = (suites.Attack("slow", "modification", run, trains=True),)
+        monkeypatch.setitem(sys.modules, "slow_attacks", module)
+
+    config = _config(task_files, tmp_path / "out", extra="slow_attacks", only="slow", resume=True)
+    folder = tmp_path / "out"
+    backup, clock, result = (
+        folder / "backups" / "slow" / "epoch",
+        folder / "seconds" / "slow.json",
+        attack.result_path(config, "slow"),
+    )
+
+    def killed(model, thief):
+        # A hundred seconds of work are kept, and some more are lost.
+        backup.parent.mkdir(parents=True)
+        backup.touch()
+        os.utime(backup, (0, clock.stat().st_mtime + 100))
+        raise MemoryError
+
+    attack_of(killed)
+    (row,) = attack.run(config)["rows"]
+    assert row["survived"] == "failed" and not result.exists()
+    attack_of(lambda model, thief: permute_units(model, thief.seed))
+    (row,) = attack.run(config)["rows"]
+    assert row["survived"] == "removed" and 100 <= row["seconds"] < 110 and result.exists()
+    # The reading alone is missing.
+    (folder / "rows" / "slow.json").unlink()
+    attack_of(lambda model, thief: pytest.fail("attacked again"))
+    assert attack.run(config)["rows"] == [row]
 
 
 def test_a_reviewers_own_attack_is_tried(task_files, tmp_path, _here):
@@ -330,6 +423,28 @@ def test_data_of_another_task_is_refused(task_files, tmp_path, _here):
         with pytest.raises(ValueError, match=r"^This data is not the model's\. Expected .*\. Received: "):
             attack.run(_config(task_files, tmp_path / "out", data=str(tmp_path / f"{name}.npz")))
     assert not (tmp_path / "out").exists()
+
+
+def test_inputs_are_changed_where_answers_are_marked(task_files, tmp_path, _here, monkeypatch):
+    """A model that learned its triggers, asked through blurred and mirrored images."""
+    with np.load(task_files / "task.npz") as archive:
+        x, y = archive["x_train"], archive["y_train"]
+    key = ds.OwnerKey.generate("ACME Vision").with_triggers("noise", 24, 4, x)
+    model = keras.Sequential([keras.Input((16,)), keras.layers.Dense(128, "relu"), keras.layers.Dense(4)])
+    model.compile(keras.optimizers.Adam(1e-2), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    inputs = np.concatenate([x, *[key.triggers.arrays[""]] * 4]), np.concatenate([y, *[key.triggers.labels] * 4])
+    model.fit(*inputs, batch_size=64, epochs=40, verbose=0)
+    model.save(tmp_path / "asked.keras")
+    key.save(tmp_path / "asked.key")
+    files = {"model": str(tmp_path / "asked.keras"), "owner_key": str(tmp_path / "asked.key")}
+    only = "^(noise, 1 %|blur, 1|mirrored|half)"
+    rows = {row["attack"]: row for row in attack.run(_config(task_files, tmp_path / "out", only=only, **files))["rows"]}
+    assert list(rows) == ["half precision", "noise, 1 % of the range", "blur, 1 pixels", "mirrored"]
+    matches = {name: row["answers"]["num_matches"] for name, row in rows.items()}
+    assert matches["half precision"] == matches["noise, 1 % of the range"] == 24 and matches["mirrored"] < 20
+    # What the thief's customers get through the same change.
+    assert rows["mirrored"]["accuracy"] < rows["noise, 1 % of the range"]["accuracy"] - 0.2
+    assert "seconds" not in rows["mirrored"] and not (tmp_path / "out" / "models" / "mirrored.keras").exists()
 
 
 def test_what_carries_no_mark_is_not_attacked(task_files, tmp_path, _here):

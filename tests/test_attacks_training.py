@@ -72,7 +72,7 @@ ATTACKS = {
     "corrupted": lambda model, x, y: corrupt_labels(model, x, y, seed=1, recipe=ONCE),
     "hardened": lambda model, x, y: train_adversarially(model, x, y, seed=1, num_steps=2, recipe=ONCE),
     "cleansed": lambda model, x, y: neural_cleanse(model, x, y, seed=1, num_steps=3, recipe=ONCE),
-    "moved": lambda model, x, y: move_class_means(model, x, y, seed=1, layer="features", recipe=ONCE),
+    "moved": lambda model, x, y: move_class_means(model, x, y, seed=1, layers={"features": "mean"}, recipe=ONCE),
     "distilled": lambda model, x, y: distill(model, x, seed=1, recipe=ONCE),
 }
 
@@ -250,7 +250,9 @@ def test_class_means_are_moved_as_far_as_asked(model, data):
     apart = [
         np.sqrt((((means(each) - before) / spread) ** 2).mean())
         for each in (
-            move_class_means(model, *data, seed=0, layer="features", distance=distance, recipe=Recipe(30, 3e-3))
+            move_class_means(
+                model, *data, seed=0, layers={"features": "mean"}, distance=distance, recipe=Recipe(30, 3e-3)
+            )
             for distance in (0.0, 1.0, 4.0)
         )
     ]
@@ -314,7 +316,8 @@ _OF_TOKENS = keras.Sequential([keras.Input((10,), dtype="int32"), keras.layers.D
         lambda model, x, y: train_adversarially(_OF_TOKENS, x, y, seed=0),
         lambda model, x, y: train_adversarially(model, x, y, seed=0, num_steps=0),
         lambda model, x, y: neural_cleanse(model, x, y, seed=0, patched_share=2.0),
-        lambda model, x, y: move_class_means(model, x, y, seed=0, layer="none"),
+        lambda model, x, y: move_class_means(model, x, y, seed=0, layers={"none": "mean"}),
+        lambda model, x, y: move_class_means(model, x, y, seed=0, layers={}),
         lambda model, x, y: distill(model, x, seed=0, temperature=0.0),
         lambda model, x, y: Recipe(epochs=0),
         lambda model, x, y: Recipe(learning_rate=float("nan")),

@@ -36,6 +36,13 @@ def test_networks_of_a_kind_are_trained_once_each_with_a_seed_of_its_own(small_t
     )
 
 
+def test_networks_are_trained_by_the_programs_own_recipe_unless_told_otherwise():
+    from scripts import train_mnist_mlp as program
+
+    assert populations._epochs(populations.Config()) == program.Config("").epochs == 20
+    assert populations._epochs(populations.Config(epochs=3)) == 3
+
+
 def test_kinds_differ_in_their_marks(small_task, tmp_path):
     """Unmarked networks have no common direction with the key of a marked one."""
     import hashlib

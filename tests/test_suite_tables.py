@@ -61,6 +61,16 @@ RESULT = {
 }
 
 
+def _defences():
+    payload = {"payload": {"num_bits": 64, "num_copies": 9, "num_matches": 60, "log10_p_value": -13.2}}
+    rows = [
+        {**row, "suite": {"rows": [outcome | payload for outcome in row["suite"]["rows"][3:5]]}}
+        for row in RESULT["rows"]
+    ]
+    rows[1]["settings"] = rows[1]["settings"] | {"normalized": True}
+    return RESULT | {"rows": rows}
+
+
 def test_the_best_adaptive_attack_stands_on_top():
     """It removes the mark for three points; the one that takes eight is no better, the one that leaves the mark neither."""
     lines = suite_tables.suite_table({"x_suite": RESULT}, "x_suite").splitlines()
@@ -76,12 +86,26 @@ def test_the_best_adaptive_attack_stands_on_top():
 
 
 def test_defences_stand_against_the_same_thief():
-    result = RESULT | {"rows": [{**row, "suite": {"rows": row["suite"]["rows"][3:5]}} for row in RESULT["rows"]]}
-    lines = suite_tables.defences_table({"x": result}, "x").splitlines()
+    lines = suite_tables.defences_table({"x": _defences()}, "x").splitlines()
+    payload = "60 of 64, x 9 (-13)"
     assert lines[2:4] == [
-        "| features x 64, strength 1 | 640 | 98.00 | 1.20 | 0.200 (-50) | 0.450 (-2) |",
-        "| features x 64, strength 1, from epoch 5 | 640 | 98.00 | 1.20 | 0.200 (-50) | 0.450 (-2) |",
+        f"| features x 64, strength 1 | 640 | 98.00 | 1.20 | 0.200 (-50) | 0.450 (-2) | {payload} | {payload} |",
+        "| features x 64, strength 1, from epoch 5, normalised loss | 640 | 98.00 | 1.20 | 0.200 (-50) | 0.450 (-2) "
+        f"| {payload} | {payload} |",
     ]
+
+
+def test_the_page_shows_what_is_recorded_and_nothing_else():
+    assert suite_tables.attacks_page({"other": RESULT}) == ""
+    page = suite_tables.attacks_page({"wrn_suite": RESULT, "cnn_suite": RESULT, "mnist_defences": _defences()})
+    headings = [line for line in page.splitlines() if line.startswith("## ")]
+    assert headings == [
+        "## CNN on CIFAR-10: every attack",
+        "## WRN-16-2 on CIFAR-10: every attack",
+        "## Ways to mark, against one thief who overwrites",
+    ]
+    assert page.count("| moved by 8 | adaptive |") == 2 and "(cnn_suite.png)" in page and "wrn_suite.png" not in page
+    assert set(suite_tables.WITH_PICTURE) <= set(pictures.PICTURES)
 
 
 def test_detectors_stand_with_their_intervals():
@@ -94,7 +118,6 @@ def test_detectors_stand_with_their_intervals():
 
 def test_pictures_are_drawn(tmp_path):
     pictures.adaptive_picture(RESULT, tmp_path / "adaptive.png")
-    result = RESULT | {"rows": [{**row, "suite": {"rows": row["suite"]["rows"][3:5]}} for row in RESULT["rows"]]}
-    pictures.defences_picture(result, tmp_path / "defences.png")
+    pictures.defences_picture(_defences(), tmp_path / "defences.png")
     for name in ("adaptive", "defences"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
