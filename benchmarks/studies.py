@@ -214,7 +214,7 @@ def _go_through_suite(row: dict[str, Any], folder: pathlib.Path, config: Config,
         row["suite"] = attack.run(suite)
     if study.num_payload_bits:
         for outcome in row["suite"]["rows"]:
-            if "refused" not in outcome:
+            if "refused" not in outcome and "payload" not in outcome:
                 outcome["payload"] = _payload(
                     folder, attack.result_path(suite, outcome["attack"]), study.num_payload_bits
                 )

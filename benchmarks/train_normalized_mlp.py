@@ -17,11 +17,11 @@ _TINY = 1e-6
 
 
 @keras.saving.register_keras_serializable(package="benchmarks")
-class NormalizedRegularizer(SignatureRegularizer):
+class NormalizedSignatureRegularizer(SignatureRegularizer):
     r"""Asks for large margins in place of large projections.
 
     The loss sees \( \mu_k A / \mathrm{std}(\mu_k) \), with the standard deviation over the units of a class mean: it does not fall when
-    the whole layer grows. The signs, and so the bits, are those of \( \mu A \).
+    the whole layer grows. The signs, and so the bits, are those of \( \mu A \). A release takes off what ends in this name.
     """
 
     def logits(self, means: Any) -> Any:
@@ -51,10 +51,10 @@ def task(config: Config) -> Task:
     return dataclasses.replace(task, program="benchmarks.train_normalized_mlp", build=build)
 
 
-def _normalized(regularizer: SignatureRegularizer) -> NormalizedRegularizer:
+def _normalized(regularizer: SignatureRegularizer) -> NormalizedSignatureRegularizer:
     settings = regularizer.get_config()
     names = ("strength", "centres", "clustering_strength", "separation")
-    return NormalizedRegularizer(
+    return NormalizedSignatureRegularizer(
         regularizer.owner_key, regularizer.carrier.name, **{name: settings[name] for name in names}
     )
 

@@ -389,9 +389,9 @@ def _claim(folder: pathlib.Path, config: Config) -> None:
     if held:
         recorded = json.loads((folder / "config.json").read_text())
         other = other_settings(config, PROGRAM, recorded, {*_FILES, "files"})
-        other |= {name: digest for name, digest in files.items() if digest != recorded["files"][name]}
+        other |= {name: digest for name, digest in files.items() if digest != recorded.get("files", {}).get(name)}
         if other:
-            expected = {name: recorded["files"].get(name, recorded.get(name)) for name in other}
+            expected = {name: (recorded | recorded.get("files", {})).get(name) for name in other}
             raise ValueError(
                 f"This folder holds a suite of other settings or files. Expected {expected}. Received: {other}"
             )

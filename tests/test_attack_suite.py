@@ -1,8 +1,10 @@
 """The suite of attacks, and the program that runs it."""
 
 import dataclasses
+import inspect
 import json
 import os
+import re
 import sys
 import types
 import typing
@@ -55,8 +57,12 @@ def task_files(tmp_path_factory):
     plain.save(folder / "marked.keras")
     key.save(folder / "owner.key")
     (folder / "unrelated").mkdir()
+    # One that is begun anew again and again need not be compiled again.
+    unrelated = trained(build(), 1)
     for number in range(10):
-        trained(build(), 2).save(folder / "unrelated" / f"{number:02}.keras")
+        unrelated.set_weights(build().get_weights())
+        unrelated.fit(x[:256], y[:256], batch_size=64, epochs=2, verbose=0)
+        unrelated.save(folder / "unrelated" / f"{number:02}.keras")
     return folder
 
 
@@ -107,6 +113,86 @@ def test_bad_names_are_refused():
         ValueError, match=r"^Invalid value for argument `family`\. Expected .*\. Received: family='magic'"
     ):
         Attack("a", "magic", lambda model, thief: model)
+
+
+def test_names_say_what_is_asked_for(thief, released, monkeypatch):
+    """The numbers in a name are those that the attack's function gets."""
+    asked = {}
+
+    def noted(function):
+        def note(model, *args, **kwargs):
+            bound = inspect.signature(function).bind(model, *args, **kwargs)
+            bound.apply_defaults()
+            asked[name] = {"function": function.__name__} | bound.arguments
+            return model
+
+        return note
+
+    functions = {each: getattr(suites, each) for each in vars(suites) if each in _FUNCTIONS}
+    assert set(functions) == _FUNCTIONS
+    for each, function in functions.items():
+        monkeypatch.setattr(suites, each, noted(function))
+    thief = dataclasses.replace(thief, recipe=Recipe(20, learning_rate=1e-2, batch_size=64), strength=2.0)
+    named = {each.name: each for each in suite("full")}
+    for name, each in named.items():
+        if each.change is None and each.name not in ("all of these", "overwritten in another layer, 10 epochs"):
+            each.run(released[0], thief)
+            assert asked[name]["model"] is released[0] and asked[name].get("seed", thief.seed) == thief.seed
+
+    def epochs(name):
+        if "recipe" not in asked.get(name, ()):
+            return 0
+        goes_on = named[name].after and named[name].after.split(",")[0] == name.split(",")[0]
+        return asked[name]["recipe"].epochs + (epochs(named[name].after) if goes_on else 0)
+
+    for name in asked:
+        said = re.search(r"(\d+) epochs$", name)
+        assert said is None or epochs(name) == int(said[1]), name
+        if named[name].family in ("paper", "modification", "same function") and "recipe" in asked[name]:
+            rate = 1e-2 if "overwritten" in name else 1e-3
+            assert asked[name]["recipe"].learning_rate == pytest.approx(rate), name
+    for name, expected in {
+        "95 % pruned": ("prune_weights", "fraction", 0.95),
+        "80 % pruned over all layers": ("prune_globally", "fraction", 0.8),
+        "90 % pruned and retrained, 10 epochs": ("prune_and_retrain", "fraction", 0.9),
+        "FTLL, 10 epochs": ("fine_tune", "layers", "last"),
+        "RTLL, 10 epochs": ("fine_tune", "new_layers", ("logits",)),
+        "RTAL, 10 epochs": ("fine_tune", "layers", "all"),
+        "overwritten, 0.1 x, 10 epochs": ("overwrite", "strength", 0.2),
+        "overwritten, 3 x, 10 epochs": ("overwrite", "strength", 6.0),
+        "quantized to 5 bits": ("quantize_weights", "num_bits", 5),
+        "weights shaken by 0.3": ("shake_weights", "relative_std", 0.3),
+        "weights shifted by 2.5": ("shift_weights", "mean_share", 2.5),
+        "weights shifted by 1.5 and shaken by 1": ("shift_weights", "relative_std", 1.0),
+        "fine-pruned, 96 %": ("fine_prune", "fraction", 0.96),
+        "L2 of 0.1 and fine-tuned, 5 epochs each": ("shrink_and_tune", "l2", 0.1),
+        "labels smoothed by 0.3, 10 epochs": ("smooth_labels", "share", 0.3),
+        "30 % of the labels random, 10 epochs": ("corrupt_labels", "share", 0.3),
+        "adversarial training within 0.25, 5 epochs": ("train_adversarially", "relative_epsilon", 0.25),
+        "units split": ("split_units", "fraction", 0.2),
+        "distilled from labels alone": ("distill", "hard_labels", True),
+        "class means moved by 8": ("move_class_means", "distance", 8.0),
+        "overwritten with twice the bits, 10 x": ("overwrite", "strength", 20.0),
+        "marked layers drawn anew": ("fine_tune", "new_layers", ("hidden",)),
+        "marked layers and the next ones drawn anew": ("fine_tune", "new_layers", ("hidden", "logits")),
+    }.items():
+        function, argument, value = expected
+        assert (asked[name]["function"], asked[name][argument]) == (function, value), name
+    # All of an adaptive thief's training is a tenth of the owner's.
+    for name, each in asked.items():
+        if named[name].family == "adaptive":
+            assert (each["recipe"].epochs, each["recipe"].learning_rate) == (2, 1e-2), name
+    assert asked["overwritten with twice the bits, 10 x"]["thiefs_key"].carriers[0].bits_per_class == 64
+
+
+# What the suite calls.
+_FUNCTIONS = {
+    *("prune_weights", "prune_globally", "prune_and_retrain", "fine_tune", "overwrite", "quantize_weights"),
+    *("round_to_float16", "shake_weights", "shift_weights", "fine_prune", "shrink_and_tune", "smooth_labels"),
+    *("corrupt_labels", "train_adversarially", "neural_cleanse", "permute_units", "rescale_units", "split_units"),
+    *("clone_units", "add_idle_units", "add_cancelling_units", "fold_batch_norm", "rename_layers", "distill"),
+    "move_class_means",
+}
 
 
 # What they do

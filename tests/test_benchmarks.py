@@ -593,7 +593,7 @@ def test_a_payload_is_decoded_by_majority_and_is_a_fair_coin_by_chance():
 def test_the_normalized_loss_does_not_see_the_size_of_a_layer(owner_key, blobs, build_mlp, compile_model):
     plain, normalized = (
         kind(owner_key, "features", strength=3.0)
-        for kind in (ds.SignatureRegularizer, train_normalized_mlp.NormalizedRegularizer)
+        for kind in (ds.SignatureRegularizer, train_normalized_mlp.NormalizedSignatureRegularizer)
     )
     means = np.random.default_rng(0).random((4, 128), "float32")
     for regularizer in (plain, normalized):
@@ -604,7 +604,7 @@ def test_the_normalized_loss_does_not_see_the_size_of_a_layer(owner_key, blobs, 
     np.testing.assert_allclose(logits[3], logits[2], rtol=1e-3)
     assert ((logits[2] > 0) == (logits[0] > 0)).all()
     model = compile_model(
-        build_mlp(train_normalized_mlp.NormalizedRegularizer(owner_key, "features"), ds.WatermarkedModel)
+        build_mlp(train_normalized_mlp.NormalizedSignatureRegularizer(owner_key, "features"), ds.WatermarkedModel)
     )
     model.fit(*blobs, batch_size=64, epochs=10, verbose=0)
     assert ds.verify(*ds.release(model, owner_key)).bit_error_rate < 0.02
@@ -612,7 +612,7 @@ def test_the_normalized_loss_does_not_see_the_size_of_a_layer(owner_key, blobs, 
 
 def test_the_programs_flag_chooses_the_loss():
     key = ds.OwnerKey.generate("ACME Vision", [ds.Carrier("features", range(10), 64)])
-    for wanted, kind in ((False, ds.SignatureRegularizer), (True, train_normalized_mlp.NormalizedRegularizer)):
+    for wanted, kind in ((False, ds.SignatureRegularizer), (True, train_normalized_mlp.NormalizedSignatureRegularizer)):
         config = train_normalized_mlp.Config("", dataset="synthetic", normalized=wanted, strength=3.0)
         task = train_normalized_mlp.task(config)
         model = task.build(regularizers(config, key), ds.WatermarkedModel)

@@ -103,9 +103,9 @@ def fit(
 
     def examples(rows: Tensor, batch_seed: Tensor) -> tuple[Tensor, Any]:
         labels = tf.gather(targets, rows)
-        return augmentation(tf.gather(inputs, rows), batch_seed), (labels,) * (
-            1 + len(penalties)
-        ) if penalties else labels
+        # Each output of a model that has several wants targets of its own.
+        wanted = (labels, *[labels for _ in penalties]) if penalties else labels
+        return augmentation(tf.gather(inputs, rows), batch_seed), wanted
 
     batches = tf.data.Dataset.zip(rows, seeds).map(examples, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
     callbacks = (
