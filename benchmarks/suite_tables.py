@@ -150,7 +150,12 @@ def detector_table(results: dict[str, Result]) -> str:
         for row in result["rows"]
     ]
     header = ["mark", "networks of each kind", *(f"AUC, {name}" for name in classifiers)]
-    return markdown_table(header, rows) + "\n\n" + circumstances(result)
+    control = result["control"]
+    sentence = (
+        f"The positive control, {control['kind']}, is {'seen' if control['seen'] else '**not** seen: nothing follows'} "
+        f"(AUC {control['auc']:.2f}).\n"
+    )
+    return markdown_table(header, rows) + f"\n\n{sentence}{circumstances(result)}"
 
 
 def _cells(outcomes: list[dict[str, Any]]) -> list[str]:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import deepsigns_tf as ds
+from benchmarks import studies
 from deepsigns_tf.attacks import suite as suites
 from deepsigns_tf.attacks.outcomes import Examiner, survived
 from deepsigns_tf.attacks.recipes import Recipe
@@ -410,6 +411,8 @@ def test_a_suite_is_run_reported_and_gone_on_with(task_files, tmp_path, _here, c
     assert "| units permuted | same function |" in report and (folder / "attacks.png").exists()
     assert json.loads((folder / "attacks.json").read_text())["rows"] == result["rows"]
     assert not any((folder / "backups").glob("*"))
+    payload = studies._payload(task_files, attack.result_path(config, "quantized to 5 bits"), 32)
+    assert (payload["num_matches"], payload["num_copies"]) == (32, 3)
     # Nothing is done twice, and what was killed is done again.
     (folder / "rows" / "quantized_to_5_bits.json").unlink()
     attack._examiner.cache_clear()

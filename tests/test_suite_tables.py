@@ -111,9 +111,11 @@ def test_the_page_shows_what_is_recorded_and_nothing_else():
 def test_detectors_stand_with_their_intervals():
     area = {"auc": 0.631, "interval": [0.52, 0.74]}
     row = {"kind": "default", "num_models": 60, "num_features": 9, "logistic regression": area}
-    lines = suite_tables.detector_table({"detector": RESULT | {"rows": [row]}}).splitlines()
+    control = {"kind": "strength 100", "auc": 0.961, "seen": True}
+    lines = suite_tables.detector_table({"detector": RESULT | {"rows": [row], "control": control}}).splitlines()
     assert lines[0] == "| mark | networks of each kind | AUC, logistic regression |"
     assert lines[2] == "| default | 60 | 0.63 [0.52, 0.74] |"
+    assert lines[4] == "The positive control, strength 100, is seen (AUC 0.96)."
 
 
 def test_pictures_are_drawn(tmp_path):
