@@ -15,7 +15,9 @@ import pytest
 
 import deepsigns_tf as ds
 from benchmarks import studies
+from deepsigns_tf.activations import named_layers
 from deepsigns_tf.attacks import suite as suites
+from deepsigns_tf.attacks.graphs import flat_name
 from deepsigns_tf.attacks.outcomes import Examiner, survived
 from deepsigns_tf.attacks.recipes import Recipe
 from deepsigns_tf.attacks.same_function import permute_units
@@ -269,6 +271,11 @@ def test_layers_are_found_by_the_graph_and_not_by_their_order_or_names():
     joined = keras.layers.Concatenate()([keras.layers.Dense(5, name="b_next")(marked), other])
     model = keras.Model(inputs, keras.layers.Dense(4, name="a_logits")(joined))
     assert suites._kernels_from(model, "features") == ["z_maker", "b_next", "a_logits"]
+    # What a key calls backbone/features, in a model inside another.
+    backbone = keras.Sequential([keras.Input((16,)), keras.layers.Dense(8, "relu", name="features")], name="backbone")
+    nested = keras.Sequential([keras.Input((16,)), backbone, keras.layers.Dense(4, name="logits")])
+    assert "backbone/features" in named_layers(nested)
+    assert suites._kernels_from(nested, flat_name("backbone/features")) == ["backbone.features", "logits"]
 
 
 def test_several_marked_layers_cost_an_adaptive_thief_no_more_training(thief, blobs, monkeypatch):
