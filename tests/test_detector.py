@@ -76,8 +76,8 @@ def test_a_description_is_of_the_network_and_not_of_its_units_order():
 
 def test_the_area_under_the_curve_is_a_half_for_twins_and_one_for_strangers():
     random = np.random.default_rng(0)
-    same = detector.detectability(random.normal(size=(60, 5)), random.normal(size=(60, 5)), 15)
-    apart = detector.detectability(random.normal(size=(60, 5)) + 3.0, random.normal(size=(60, 5)), 15)
+    same = detector.detectability(random.normal(size=(60, 5)), random.normal(size=(60, 5)), 8)
+    apart = detector.detectability(random.normal(size=(60, 5)) + 3.0, random.normal(size=(60, 5)), 8)
     for name in ("logistic regression", "random forest"):
         low, high = same[name]["interval"]
         assert low < 0.5 < high and low < same[name]["auc"] < high
