@@ -5,11 +5,6 @@ import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
-
-Images = np.ndarray
-Change = Callable[[Images, tuple[float, float]], Images]
-
 
 @dataclasses.dataclass(frozen=True)
 class Attacks:
@@ -33,24 +28,6 @@ class Attacks:
 OF_TRIGGERS = Attacks((0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9), changes_inputs=True)
 
 
-def input_changes() -> dict[str, Change]:
-    """Changes of images by their names in the tables."""
-    from deepsigns_tf.attacks.inputs import add_noise, blur, compress_jpeg, crop_randomly, reduce_bit_depth
-
-    return {
-        "noise, 2 % of the range": lambda images, unit: add_noise(images, 0.02, unit, seed=0),
-        "noise, 5 % of the range": lambda images, unit: add_noise(images, 0.05, unit, seed=0),
-        "noise, 10 % of the range": lambda images, unit: add_noise(images, 0.1, unit, seed=0),
-        "JPEG, quality 90": lambda images, unit: compress_jpeg(images, 90, unit),
-        "JPEG, quality 50": lambda images, unit: compress_jpeg(images, 50, unit),
-        "blur, half a pixel": lambda images, unit: blur(images, 0.5, unit),
-        "blur, one pixel": lambda images, unit: blur(images, 1.0, unit),
-        "5 bits a number": lambda images, unit: reduce_bit_depth(images, 5, unit),
-        "random crop to 90 %": lambda images, unit: crop_randomly(images, 0.9, unit, seed=0),
-        "random crop to 80 %": lambda images, unit: crop_randomly(images, 0.8, unit, seed=0),
-    }
-
-
 def attacked(row: dict[str, Any], program: Any, settings: Any, attacks: Attacks) -> Iterator[dict[str, Any]]:
     """Attacks a released model in all ways that its row does not hold yet.
 
@@ -63,9 +40,11 @@ def attacked(row: dict[str, Any], program: Any, settings: Any, attacks: Attacks)
     Yields:
         What to add to the row, as each kind of attack is done: `pruned`, `changed_inputs`, `fine_tuned`, `overwritten`.
     """
+    from deepsigns_tf.attacks.suite import INPUT_CHANGES
+
     wanted: dict[str, tuple[Any, Any]] = {
         "pruned": ([str(fraction) for fraction in attacks.pruned_fractions], _pruned),
-        "changed_inputs": (list(input_changes()) if attacks.changes_inputs else None, _with_changed_inputs),
+        "changed_inputs": (list(INPUT_CHANGES) if attacks.changes_inputs else None, _with_changed_inputs),
         "fine_tuned": (attacks.fine_tuning_epochs, _fine_tuned),
         "overwritten": (attacks.overwriting_epochs or None, _overwritten),
     }
@@ -126,19 +105,11 @@ def _pruned(run: _Run, fractions: list[str]) -> dict[str, Any]:
 
 
 def _with_changed_inputs(run: _Run, names: list[str]) -> dict[str, Any]:
-    released, changes, seen = run.released(), input_changes(), run.task.data.x_train
-    value_range = (float(seen.min()), float(seen.max()))
+    from deepsigns_tf.attacks.inputs import of_model
+    from deepsigns_tf.attacks.suite import INPUT_CHANGES
 
-    def through(change: Change) -> Callable[[np.ndarray], np.ndarray]:
-        def changed(inputs: np.ndarray) -> np.ndarray:
-            # Rows of pixels, square images.
-            side = int(np.sqrt(inputs.shape[1]))
-            images = inputs.reshape(-1, side, side) if inputs.ndim == 2 else inputs
-            return change(images, value_range).reshape(inputs.shape)
-
-        return changed
-
-    return {name: run.outcome(released, through(changes[name])) for name in names}
+    released, seen = run.released(), run.task.data.x_train
+    return {name: run.outcome(released, of_model(INPUT_CHANGES[name], seen)) for name in names}
 
 
 def _fine_tuned(run: _Run, epochs: int) -> dict[str, Any]:

@@ -36,6 +36,8 @@ NETWORK = Network(
             tuple({"carriers": f"features:{bits}", "epochs": 10} for bits in (64, 7, 13, 26, 128, 205, 410, 500)),
             twins_of="capacity",
         ),
+        # All attacks, on models that disguised copies can be told from.
+        "suite": Study(range(3), ({"unmarked_epochs": 10},), suite={"suite": "full"}, twins_of="default"),
         # Overwritten with the owner's own effort.
         "triggers": triggers(range(3), dataclasses.replace(OF_TRIGGERS, fine_tuning_epochs=50, overwriting_epochs=20)),
         "families": families(("noise", "blends", "low_density"), 5000, OF_TRIGGERS),

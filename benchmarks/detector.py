@@ -1,11 +1,11 @@
 """Can it be seen without the key whether a network is marked? A classifier of networks, trained on many of both kinds.
 
-    python -m benchmarks.populations --kind=unmarked --num_models=280
+    python -m benchmarks.populations --kind=unmarked --num_models=223
     python -m benchmarks.populations --kind=default         # and the other kinds
     python -m benchmarks.detector                           # results/detector.json
 
 A network is described by what anybody can compute who has it and some inputs of the task. Networks are split, never inputs: each is
-judged by classifiers that were trained on others.
+judged by classifiers that were trained on others. A mark of a hundred times the strength is the positive control.
 """
 
 import dataclasses
@@ -21,6 +21,8 @@ _NUM_INPUTS = 2_000
 _NUM_SINGULAR_VALUES = 12
 _NUM_FOLDS = 5
 _SEED = 20261126
+# A detector that does not see this mark, by this area under the curve, says nothing of others.
+_CONTROL, _SEEN = "strength 100", 0.95
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,9 +67,12 @@ def run(config: Config) -> dict[str, Any]:
         | detectability(marked, unmarked, config.num_resamples)
         for kind, marked in described.items()
     ]
+    control = next(row for row in rows if row["kind"] == _CONTROL)
+    largest = max(value["auc"] for value in control.values() if isinstance(value, dict))
     result = {
         **circumstances(command_line("benchmarks.detector", config)),
         "data": f"{data.name}, networks trained for {_epochs(config)} epochs",
+        "control": {"kind": _CONTROL, "auc": largest, "seen": largest >= _SEEN},
         "rows": rows,
     }
     write_json(path, result)

@@ -29,6 +29,13 @@ NETWORK = Network(
             {"strength": 0.3, "carriers": "features:200"},
             {"strength": 0.3, "carriers": "features:32", "subclasses": 4, "num_classes": 8},
         ),
+        # Pruned, tuned, overwritten; changed without training.
+        "suite": Study(
+            range(1),
+            ({"unmarked_epochs": 1},),
+            suite={"suite": "brief", "fine_tuning_epochs": "10,20", "overwriting_epochs": "10"},
+            twins_of="default",
+        ),
         # Overwritten with the owner's own effort.
         "triggers": triggers(
             range(3),

@@ -45,6 +45,8 @@ NETWORK = Network(
                     {},
                     {"strength": 3.0},
                     {"strength": 10.0},
+                    # 64 payload bits once, and 5, 9, 19 times over.
+                    {"carriers": "features:7"},
                     {"carriers": "features:32"},
                     {"carriers": "features:128"},
                     {"carriers": "hidden:64"},
@@ -53,6 +55,8 @@ NETWORK = Network(
                     {"centres": "learned"},
                     {"projection": "gaussian"},
                     {"unmarked_epochs": 5},
+                    {"normalized": True},
+                    {"normalized": True, "strength": 3.0},
                 )
             ),
             # One thief for all: 640 bits in both hidden layers, strengths 1 and 3.
@@ -62,10 +66,12 @@ NETWORK = Network(
                 "thiefs_strength": 1.0,
                 "thiefs_carriers": "features:64,hidden:64",
             },
+            num_payload_bits=64,
+            program="benchmarks.train_normalized_mlp",
             twins_of="defences",
         ),
-        # All attacks, on models that disguised copies can be told from.
-        "suite": Study(range(3), ({"unmarked_epochs": 5},), suite={"suite": "full"}),
+        # All attacks, on models that disguised copies can be told from; `benchmarks.populations` has the unrelated ones.
+        "suite": Study(range(3), ({"unmarked_epochs": 5},), suite={"suite": "full"}, unrelated="unmarked"),
         # Overwritten with the owner's own effort.
         "triggers": triggers(range(5), dataclasses.replace(OF_TRIGGERS, fine_tuning_epochs=50, overwriting_epochs=20)),
         "families": families(("noise", "blends", "low_density"), 5000, OF_TRIGGERS),

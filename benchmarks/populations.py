@@ -1,8 +1,9 @@
 """Many small MNIST networks of one kind, marked or not: whom a detector must tell apart, and whom a suspect is compared with.
 
-    python -m benchmarks.populations --kind=unmarked --num_models=280     # runs/populations/unmarked/000.keras ...
+    python -m benchmarks.populations --kind=unmarked --num_models=223     # runs/populations/unmarked/000.keras ...
 
-Each is the default program's network, trained for a few epochs with a seed and a key of its own.
+Each is the default program's network, trained by its recipe with a seed and a key of its own: only so is a suspect, if it is no copy, one
+more of them. Of 223 unmarked ones a tenth sets the gate of a recovery, and 201 count.
 """
 
 import concurrent.futures
@@ -37,7 +38,7 @@ class Config:
 
     kind: str = option("unmarked", "How they are marked.", choices=tuple(KINDS))
     num_models: int = option(60, "How many.", minimum=1, maximum=_SEEDS_OF_A_KIND)
-    epochs: int = option(5, "Passes over the training set for each.", minimum=1)
+    epochs: int = option(0, "Passes over the training set for each; 0: as many as the program's own.", minimum=0)
     data_dir: str | None = option(None, "TFDS folder; its default one if not given.", shapes_result=False)
     runs_dir: str = option("runs", "Folder for the models.", shapes_result=False)
     num_workers: int = option(2, "Models at a time, each on a core of its own.", minimum=1, shapes_result=False)
@@ -81,7 +82,7 @@ def run(config: Config) -> list[pathlib.Path]:
 
     folder = folder_of(config.runs_dir, config.kind)
     folder.mkdir(parents=True, exist_ok=True)
-    settings = {"kind": config.kind, "epochs": config.epochs, "program": KINDS[config.kind]}
+    settings = {"kind": config.kind, "epochs": _epochs(config), "program": KINDS[config.kind]}
     if (folder / "config.json").exists() and settings_of(config.runs_dir, config.kind) != settings:
         raise ValueError(
             f"This folder holds networks of other settings. Expected {settings_of(config.runs_dir, config.kind)}. "
@@ -95,6 +96,12 @@ def run(config: Config) -> list[pathlib.Path]:
         for job in tqdm(concurrent.futures.as_completed(jobs), total=len(jobs), desc=config.kind):
             job.result()
     return paths
+
+
+def _epochs(config: Config) -> int:
+    from scripts import train_mnist_mlp as program
+
+    return config.epochs or program.Config(output_dir="").epochs
 
 
 @functools.cache
@@ -113,7 +120,7 @@ def _train(config: Config, number: int) -> None:
 
     mark = KINDS[config.kind]
     seed = _FIRST_SEED + _SEEDS_OF_A_KIND * list(KINDS).index(config.kind) + number
-    settings = program.Config(output_dir="", epochs=config.epochs, seed=seed, **(mark or {}))
+    settings = program.Config(output_dir="", epochs=_epochs(config), seed=seed, **(mark or {}))
     task = _task(config.data_dir)
     with fresh_start(settings):
         if mark is None:
@@ -122,9 +129,9 @@ def _train(config: Config, number: int) -> None:
             key_seed = hashlib.sha256(f"population {config.kind} {number}".encode()).digest()
             marks = tuple(carriers(settings, task.carrier_layers))
             model = marked_model(settings, task, ds.OwnerKey("population", marks, ds.DecisionRule(), key_seed))
-    compile_classifier(model, cosine_schedule(settings, task.data, config.epochs, settings.learning_rate), settings)
-    batches, steps_per_epoch = batches_of(settings, task.data, range(config.epochs))()
-    model.fit(batches, epochs=config.epochs, steps_per_epoch=steps_per_epoch, shuffle=False, verbose=0)
+    compile_classifier(model, cosine_schedule(settings, task.data, settings.epochs, settings.learning_rate), settings)
+    batches, steps_per_epoch = batches_of(settings, task.data, range(settings.epochs))()
+    model.fit(batches, epochs=settings.epochs, steps_per_epoch=steps_per_epoch, shuffle=False, verbose=0)
     save_model(plain_copy(model, settings, task), folder_of(config.runs_dir, config.kind) / f"{number:03}.keras")
 
 

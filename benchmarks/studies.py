@@ -27,6 +27,10 @@ class Study:
         settings: What differs from the program's defaults; a run for each and every seed.
         attacks: What the released models go through; nothing by default.
         suite: Flags of `scripts.attack`, for the suite that they go through beside that; none by default.
+        unrelated: Kind of `benchmarks.populations` that suspects of the suite are compared with, where units are matched with the marked
+            model's; none by default.
+        num_payload_bits: Payload that is decoded from the bits that the suite leaves (`benchmarks.redundancy`); none by default.
+        program: Name of the module that trains these; the network's by default.
         twins_of: Name of the study, this one or another, whose first setting differs from these in the mark alone: its runs have the
             unmarked twins for all of the same seed. Each run has its own by default.
     """
@@ -35,6 +39,9 @@ class Study:
     settings: tuple[dict[str, Any], ...] = ({},)
     attacks: Attacks | None = None
     suite: Mapping[str, Any] | None = None
+    unrelated: str | None = None
+    num_payload_bits: int | None = None
+    program: str | None = None
     twins_of: str | None = None
 
 
@@ -118,6 +125,7 @@ def run(network: Network, config: Config) -> dict[str, Any]:
         )
     study = network.studies[config.study]
     _check_twins(network, config)
+    _check_unrelated(study, config)
     path = result_file(config.results_dir, f"{network.name}_{config.study}")
     with pool_on_cores(config.num_workers) as pool:
         jobs = [
@@ -150,8 +158,8 @@ def _all_of(values: list[str]) -> str:
 def _run(network: Network, config: Config, number: int, seed: int) -> dict[str, Any]:
     from scripts.records import write_json
 
-    program = importlib.import_module(network.program)
     study = network.studies[config.study]
+    program = importlib.import_module(study.program or network.program)
     runs = pathlib.Path(config.runs_dir) / network.name
     folder = runs / config.study / f"{seed}_{number}"
     twin = runs / study.twins_of / f"{seed}_0" if study.twins_of else folder
@@ -179,30 +187,48 @@ def _run(network: Network, config: Config, number: int, seed: int) -> dict[str, 
         for part in attacked(row, program, settings, study.attacks):
             row |= part
             write_json(path, row)
-    if study.suite is not None and "suite" not in row:
-        row["suite"] = _suite(folder, config.data_dir, study.suite)
+    if study.suite is not None:
+        _go_through_suite(row, folder, config, study)
         write_json(path, row)
     return row
 
 
-def _suite(folder: pathlib.Path, data_dir: str | None, flags: Mapping[str, Any]) -> dict[str, Any]:
-    """The marked model as it stands, and a row for each attack."""
+def _go_through_suite(row: dict[str, Any], folder: pathlib.Path, config: Config, study: Study) -> None:
+    """Adds to a row what a suite of attacks leaves of the marked model, with the suite's own circumstances, unless it is there."""
+    from benchmarks.populations import folder_of
     from scripts import attack
 
     reference = folder / "reference.keras"
-    result = attack.run(
-        attack.Config(
-            model=str(folder / "marked.keras"),
-            owner_key=str(folder / "owner.key"),
-            output_dir=str(folder / "attacked"),
-            data_dir=data_dir,
-            reference=str(reference) if reference.exists() else None,
-            num_workers=1,
-            resume=True,
-            **flags,
-        )
+    suite = attack.Config(
+        model=str(folder / "marked.keras"),
+        owner_key=str(folder / "owner.key"),
+        output_dir=str(folder / "attacked"),
+        data_dir=config.data_dir,
+        reference=str(reference) if reference.exists() else None,
+        unrelated=str(folder_of(config.runs_dir, study.unrelated)) if study.unrelated else None,
+        num_workers=1,
+        resume=True,
+        **study.suite or {},
     )
-    return {"marked": result["marked"], "rows": result["rows"]}
+    if row.get("suite", {}).get("settings") != attack.suite_settings(attack.with_settings_of_run(suite)):
+        row["suite"] = attack.run(suite)
+    if study.num_payload_bits:
+        for outcome in row["suite"]["rows"]:
+            if "refused" not in outcome and "payload" not in outcome:
+                outcome["payload"] = _payload(
+                    folder, attack.result_path(suite, outcome["attack"]), study.num_payload_bits
+                )
+
+
+def _payload(folder: pathlib.Path, attacked: pathlib.Path, num_bits: int) -> dict[str, Any]:
+    """A payload as an attacked model still says it."""
+    import keras
+
+    import deepsigns_tf as ds
+    from benchmarks.redundancy import decoded
+
+    verdict = ds.verify(keras.models.load_model(attacked, compile=False), ds.OwnerKey.load(folder / "owner.key"))
+    return decoded(verdict.readings, num_bits, verdict.num_assignments)
 
 
 def _check_twins(network: Network, config: Config) -> None:
@@ -215,6 +241,17 @@ def _check_twins(network: Network, config: Config) -> None:
         raise ValueError(
             f"The unmarked twins of this study are missing. Expected the runs of --study={study.twins_of} in {runs}. "
             f"Received: none for the seeds {missing}"
+        )
+
+
+def _check_unrelated(study: Study, config: Config) -> None:
+    from benchmarks.populations import folder_of
+
+    if study.unrelated is not None and not any(folder_of(config.runs_dir, study.unrelated).glob("[0-9]*.keras")):
+        raise ValueError(
+            "There are no unrelated models to compare suspects with. Expected some from "
+            f"`python -m benchmarks.populations --kind={study.unrelated!r}`. "
+            f"Received: none in {folder_of(config.runs_dir, study.unrelated)}"
         )
 
 

@@ -77,9 +77,16 @@ def defences_table(results: dict[str, Result], study: str) -> str:
                     f"{outcomes[name]['weights']['bit_error_rate']:.3f} ({outcomes[name]['weights']['log10_p_value']:.0f})"
                     for name in names
                 ),
+                *(
+                    "{0[num_matches]} of {0[num_bits]}, x {0[num_copies]} ({0[log10_p_value]:.0f})".format(
+                        outcomes[name]["payload"]
+                    )
+                    for name in names
+                ),
             ]
         )
     header = ["way to mark", "bits", "accuracy, %", "median margin", *(f"{name}: BER (log10 p)" for name in names)]
+    header += [f"{name}: payload, x copies (log10 p)" for name in names]
     return markdown_table(header, rows) + "\n\n" + circumstances(result)
 
 
@@ -90,6 +97,7 @@ def way_to_mark(settings: dict[str, Any]) -> str:
     words += ["learned centres"] if settings["centres"] == "learned" else []
     words += ["Gaussian projection"] if settings["projection"] == "gaussian" else []
     words += [f"from epoch {settings['unmarked_epochs']}"] if settings["unmarked_epochs"] else []
+    words += ["normalised loss"] if settings.get("normalized") else []
     return ", ".join(words)
 
 
@@ -106,7 +114,12 @@ def detector_table(results: dict[str, Result]) -> str:
         for row in result["rows"]
     ]
     header = ["mark", "networks of each kind", *(f"AUC, {name}" for name in classifiers)]
-    return markdown_table(header, rows) + "\n\n" + circumstances(result)
+    control = result["control"]
+    sentence = (
+        f"The positive control, {control['kind']}, is {'seen' if control['seen'] else '**not** seen: nothing follows'} "
+        f"(AUC {control['auc']:.2f}).\n"
+    )
+    return markdown_table(header, rows) + f"\n\n{sentence}{circumstances(result)}"
 
 
 def _cells(outcomes: list[dict[str, Any]]) -> list[str]:

@@ -29,6 +29,13 @@ NETWORK = Network(
             {"strength": 0.3, "carriers": "features:64", "pooling": "flatten"},
             {"strength": 0.3, "carriers": "features:64,middle:32"},
         ),
+        # Pruned, tuned, overwritten; changed without training.
+        "suite": Study(
+            range(1),
+            ({"unmarked_epochs": 10},),
+            suite={"suite": "brief", "fine_tuning_epochs": "10,20", "overwriting_epochs": "10"},
+            twins_of="default",
+        ),
         # Overwritten with a third of the owner's effort.
         "triggers": triggers(range(1), dataclasses.replace(OF_TRIGGERS, fine_tuning_epochs=10, overwriting_epochs=10)),
     },

@@ -68,8 +68,9 @@ def candidate_means(model: keras.Model | Respondent, owner_key: OwnerKey) -> dic
 
 
 class Matched(NamedTuple):
-    """Candidates in the units of a reference's layers: of the reference's size, and of the suspect's own."""
+    """Candidates as they stand; and in the units of a reference's layers, of the reference's size and of the suspect's own."""
 
+    plain: dict[str, Candidates]
     scaled: dict[str, Candidates]
     unscaled: dict[str, Candidates]
 
@@ -77,7 +78,9 @@ class Matched(NamedTuple):
 def matched_candidates(
     model: keras.Model | Respondent, owner_key: OwnerKey, reference: keras.Model | Respondent
 ) -> Matched:
-    """Class means of the key inputs in every output that is wide enough, in the units of a reference's layer.
+    """Class means of the key inputs in every output that is wide enough, as `candidate_means` and in the units of a reference's layer.
+
+    The suspect is run once for all.
 
     Units are matched by their responses to the key inputs, which were fixed before the suspect existed, within classes, where the
     mark is not. Outputs more than four times as wide as the reference's layer, or less than a quarter, are not tried; they
@@ -89,7 +92,7 @@ def matched_candidates(
         reference: A model of the architecture that the key's layers name.
 
     Returns:
-        Carrier -> its candidates, of the width that the key names; with both sizes.
+        Carrier -> its candidates, of the width that the key names, in each of the three ways.
 
     Raises:
         ValueError: As `candidate_means`; also if the reference has no such layers.
@@ -100,7 +103,7 @@ def matched_candidates(
     of_suspect = _features(suspect, owner_key, wide)
     of_reference = _features(known, owner_key, exact)
     labels = _fitting_key_inputs(suspect, owner_key).labels
-    result = Matched({}, {})
+    result = Matched({}, {}, {})
     for layer in owner_key.layers:
         expected = of_reference[layer.carrier].arrays.get(Place(layer.path, 0))
         if expected is None:
@@ -110,10 +113,17 @@ def matched_candidates(
             )
         profiles = _within_classes(expected.astype(np.float64), labels)
         heard = of_suspect[layer.carrier]
+        members = membership(labels, owner_key.carrier(layer.carrier).classes)
+        # Activations that are not finite are for the caller to judge.
+        with np.errstate(invalid="ignore"):
+            means = {
+                place: members @ each.astype(np.float64) / members.sum(axis=1)[:, None]
+                for place, each in heard.arrays.items()
+            }
+        as_wide = {place: each for place, each in means.items() if each.shape[1] == layer.num_units}
+        result.plain[layer.carrier] = Candidates(as_wide, heard.num_admissible)
         finite = {place: each.astype(np.float64) for place, each in heard.arrays.items() if np.isfinite(each).all()}
         matches = {place: align(profiles, _within_classes(each, labels)) for place, each in finite.items()}
-        members = membership(labels, owner_key.carrier(layer.carrier).classes)
-        means = {place: members @ each / members.sum(axis=1)[:, None] for place, each in finite.items()}
         num_admissible = heard.num_admissible * of_reference[layer.carrier].num_admissible
         qualities = {place: match.quality for place, match in matches.items()}
         for into, ways in (

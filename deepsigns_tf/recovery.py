@@ -15,6 +15,9 @@ from deepsigns_tf.owner_key import OwnerKey
 from deepsigns_tf.readings import SignatureReader
 from deepsigns_tf.responses import Respondent
 
+# So many unrelated models a comparison should have; with fewer its outcome says so.
+ENOUGH_UNRELATED = 200
+
 
 @dataclasses.dataclass(frozen=True)
 class AlignedReading:
@@ -57,12 +60,27 @@ class Recovery:
         """Whether none of the unrelated models gets as far as the suspect."""
         return self.reading.quality > self.gate and self.p_value <= 1.0 / (self.num_unrelated + 1)
 
+    @property
+    def assumptions(self) -> tuple[str, ...]:
+        """What the p-value rests on, in words."""
+        sentences = [
+            "a suspect that is no copy is exchangeable with the unrelated models: same task, architecture, data and recipe, other seeds",
+            "the gate was fixed beforehand, by other unrelated models than those that are counted",
+        ]
+        if self.num_unrelated < ENOUGH_UNRELATED:
+            sentences.append(
+                f"there are {self.num_unrelated} unrelated models where at least {ENOUGH_UNRELATED} are asked for: no outcome could have "
+                f"a p below 1/{self.num_unrelated + 1}"
+            )
+        return tuple(sentences)
+
     def summary(self) -> str:
-        """The outcome in a line. It is weaker than a verdict: its p is bounded by the number of unrelated models, not by that of bits."""
+        """The outcome for people. It is weaker than a verdict: its p is bounded by the number of unrelated models, not by that of bits."""
         outcome = f"RECOVERED, p <= 1/{self.num_unrelated + 1}" if self.recovered else "NOT RECOVERED"
         return (
             f"{outcome}: {self.reading.num_matches} of {self.reading.num_bits} bits in the units of the marked model, "
-            f"match {self.reading.quality:.3f} (gate {self.gate:.3f}), p = {self.p_value:.3f} of {self.num_unrelated} unrelated models"
+            f"match {self.reading.quality:.3f} (gate {self.gate:.3f}), p = {self.p_value:.3f} of {self.num_unrelated} unrelated models\n"
+            "  assuming        " + "\n                  ".join(self.assumptions)
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -70,6 +88,7 @@ class Recovery:
         return dataclasses.asdict(self) | {
             "recovered": self.recovered,
             "bit_error_rate": self.reading.bit_error_rate,
+            "assumptions": list(self.assumptions),
         }
 
 
@@ -129,7 +148,8 @@ def recover(suspect: AlignedReading, gate: float, unrelated: Sequence[AlignedRea
     Args:
         suspect: Its reading.
         gate: Fixed before, on other unrelated models.
-        unrelated: Readings of n models that were trained without the mark, as the suspect would have been.
+        unrelated: Readings of n models that were trained without the mark, as the suspect would have been; `ENOUGH_UNRELATED` of them, or
+            the outcome says that there were fewer, since p cannot be less than 1 / (n + 1).
 
     Returns:
         The outcome.
@@ -140,8 +160,11 @@ def recover(suspect: AlignedReading, gate: float, unrelated: Sequence[AlignedRea
     Example:
 
     >>> unrelated = [AlignedReading(580 + i % 20, 640, 0.7) for i in range(200)]
-    >>> recover(AlignedReading(640, 640, 0.97), 0.79, unrelated).summary()
-    'RECOVERED, p <= 1/201: 640 of 640 bits in the units of the marked model, match 0.970 (gate 0.790), p = 0.005 of 200 unrelated models'
+    >>> outcome = recover(AlignedReading(640, 640, 0.97), 0.79, unrelated)
+    >>> print(outcome.summary().splitlines()[0])
+    RECOVERED, p <= 1/201: 640 of 640 bits in the units of the marked model, match 0.970 (gate 0.790), p = 0.005 of 200 unrelated models
+    >>> len(outcome.assumptions), len(recover(outcome.reading, 0.79, unrelated[:50]).assumptions)
+    (2, 3)
 
     Source: Davison, Hinkley, "Bootstrap methods and their application", 1997, section 4.2 (Monte Carlo tests).
     """

@@ -259,7 +259,7 @@ def verify(
             )
         # Sizes are an attacker's to choose; taking them from the reference costs a part of the mark.
         matched = matched_candidates(model, owner_key, other)
-        ways = [(False, candidate_means(model, owner_key)), (True, matched.unscaled), (True, matched.scaled)]
+        ways = [(False, matched.plain), (True, matched.unscaled), (True, matched.scaled)]
     by_map = opened is not None and opened.layers_committed and not search
     recorded = [_as_recorded(found, owner_key) if by_map else None for _, found in ways]
     num_ways = sum(

@@ -13,11 +13,12 @@ somebody else's.
 import concurrent.futures
 import dataclasses
 import functools
+import hashlib
 import importlib
 import json
 import pathlib
 import re
-import time
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from scripts.configs import command_line, option, result_settings, run_program
@@ -41,13 +42,15 @@ class Config:
     owner_key: str = option(dataclasses.MISSING, "Its owner's key, as written after the release.")
     output_dir: str = option(dataclasses.MISSING, "Folder for report and attacked models.", shapes_result=False)
     suite: str = option(
-        "quick", "What needs no training; the paper's three; all of the suite.", choices=("quick", "paper", "full")
+        "quick",
+        "What needs no training; the paper's three; both; all of the suite.",
+        choices=("quick", "paper", "brief", "full"),
     )
     only: str = option("", "Only attacks whose name this regular expression finds, and those that they start from.")
     extra: str | None = option(None, "Module whose `ATTACKS` are tried too.")
     seed: int = option(0, "With the model's file it fixes all that the thief draws.", minimum=0, maximum=2**31 - 1)
-    fine_tuning_epochs: str = option("50,100,200", "After how many epochs of fine-tuning to look.")
-    overwriting_epochs: str = option("10,100", "How long the thief's own mark is trained.")
+    fine_tuning_epochs: str = option("10,50,100,200", "After how many epochs of fine-tuning to look.")
+    overwriting_epochs: str = option("10,100", "After how many epochs of the thief's own marking to look.")
     reference: str | None = option(None, "The model from before the mark that the key refers to, for exact recovery.")
     unrelated: str | None = option(
         None,
@@ -99,7 +102,8 @@ def run(config: Config) -> dict[str, Any]:
     result = {
         **circumstances(command_line(PROGRAM, config)),
         "data": _data(config).name,
-        "settings": result_settings(config),
+        "settings": suite_settings(config),
+        "files": _digests(config),
         "log10_alpha": examiner.owner_key.decision.log10_alpha(committed=True),
         "marked": before,
     }
@@ -148,6 +152,15 @@ def with_settings_of_run(config: Config) -> Config:
     return dataclasses.replace(config, **{name: settings[name] for name in _OF_THE_RECIPE})
 
 
+def suite_settings(config: Config) -> dict[str, Any]:
+    """What a suite's rows depend on, but for its files, which may lie elsewhere when it goes on; their digests stand beside this.
+
+    Args:
+        config: With the settings of the run.
+    """
+    return {name: value for name, value in result_settings(config).items() if name not in _FILES}
+
+
 def chosen(config: Config) -> "tuple[Attack, ...]":
     """The attacks to run; each stands after the one that it starts from.
 
@@ -157,6 +170,7 @@ def chosen(config: Config) -> "tuple[Attack, ...]":
     Raises:
         ValueError: If a flag is malformed, two attacks have one name, or none is left.
     """
+    import deepsigns_tf as ds
     from deepsigns_tf.attacks.suite import suite
 
     try:
@@ -168,6 +182,9 @@ def chosen(config: Config) -> "tuple[Attack, ...]":
     attacks = suite(config.suite, _epochs(config, "fine_tuning_epochs"), _epochs(config, "overwriting_epochs"))
     if config.extra is not None:
         attacks += tuple(importlib.import_module(config.extra).ATTACKS)
+    if ds.OwnerKey.load(config.owner_key).triggers is None:
+        # Whoever reads weights needs no answers.
+        attacks = tuple(attack for attack in attacks if attack.change is None)
     named = {attack.name: attack for attack in attacks}
     wanted = {attack.name for attack in attacks if wanted_name.search(attack.name)}
     for attack in reversed(attacks):
@@ -182,6 +199,16 @@ def chosen(config: Config) -> "tuple[Attack, ...]":
     return tuple(attack for attack in attacks if attack.name in wanted)
 
 
+def result_path(config: Config, name: str) -> pathlib.Path:
+    """Where the attacked model lies.
+
+    Args:
+        config: The suite.
+        name: Of the attack.
+    """
+    return pathlib.Path(config.output_dir) / "models" / f"{_slug(name)}.keras"
+
+
 def attack_once(config: Config, name: str, accuracy_before: float) -> dict[str, Any]:
     """Runs one attack, unless its row is there already, and leaves the attacked model beside the row.
 
@@ -194,7 +221,6 @@ def attack_once(config: Config, name: str, accuracy_before: float) -> dict[str, 
         The row.
     """
     from deepsigns_tf.attacks.outcomes import survived
-    from scripts.folders import save_model
     from scripts.records import write_json
 
     attack = next(each for each in chosen(config) if each.name == name)
@@ -203,15 +229,13 @@ def attack_once(config: Config, name: str, accuracy_before: float) -> dict[str, 
     if path.exists():
         return dict(json.loads(path.read_text()))
     row: dict[str, Any] = {"attack": name, "family": attack.family}
-    began = time.perf_counter()
     try:
-        start = config.model if attack.after is None else str(folder / "models" / f"{_slug(attack.after)}.keras")
-        if not pathlib.Path(start).exists():
-            raise ValueError(f"there is no result of {attack.after!r} to start from")
-        attacked = attack.run(_model(start), _thief(config, folder / "backups" / _slug(name)))
-        row["seconds"] = round(time.perf_counter() - began, 1)
-        save_model(attacked, folder / "models" / f"{_slug(name)}.keras")
-        outcome = _examiner(config).outcome(attacked)
+        thief = _thief(config, folder / "backups" / _slug(name))
+        if attack.change is None:
+            attacked, row["seconds"] = _attacked(config, attack, thief)
+            outcome = _examiner(config).outcome(attacked)
+        else:
+            outcome = _examiner(config).outcome(_model(config.model), attack.change(thief))
         row |= outcome | {"survived": survived(outcome, accuracy_before)}
         write_json(path, row)
     except Exception as error:  # One attack that fails must not end the others; its row stays in the report.
@@ -280,6 +304,7 @@ def check_mark(config: Config, model: Any) -> None:
         )
 
 
+_FILES = ("model", "owner_key", "reference", "unrelated", "data")
 _OF_THE_RECIPE = ("epochs", "learning_rate", "optimizer", "batch_size", "augment", "strength")
 # One of ten unrelated models serves to set the gate and not to count.
 _GATE_SHARE = 10
@@ -310,8 +335,53 @@ def _settings_of_run(config: Config) -> dict[str, Any]:
     return dict(json.loads(path.read_text()))
 
 
+def _attacked(config: Config, attack: "Attack", thief: "Thief") -> tuple[Any, float]:
+    """What an attack makes of the model, as an earlier run of the suite has left it if that got so far; and the seconds that it took."""
+    from scripts.folders import save_model
+    from scripts.records import write_json
+
+    folder, slug = pathlib.Path(config.output_dir), _slug(attack.name)
+    path, clock = result_path(config, attack.name), folder / "seconds" / f"{slug}.json"
+    if not path.exists():
+        start = config.model if attack.after is None else result_path(config, attack.after)
+        if not pathlib.Path(start).exists():
+            raise ValueError(f"there is no result of {attack.after!r} to start from")
+        write_json(clock, _spent(clock, (folder / "backups" / slug).rglob("*")))
+        save_model(attack.run(_model(str(start)), thief), path)
+    return _model(str(path)), round(_spent(clock, [path]), 1)
+
+
+def _spent(clock: pathlib.Path, kept: Iterable[pathlib.Path]) -> float:
+    """Seconds of work that was not lost, over all stretches of an attack that was interrupted.
+
+    Args:
+        clock: Written when a stretch begins, with the seconds of those before.
+        kept: What the last stretch has left.
+    """
+    if not clock.exists():
+        return 0.0
+    last = max((each.stat().st_mtime for each in kept), default=0.0)
+    return float(json.loads(clock.read_text())) + max(0.0, last - clock.stat().st_mtime)
+
+
+def _digests(config: Config) -> dict[str, str | None]:
+    """What the files of a suite are told by: SHA-256 of their bytes, of a folder's models together; of a key what is public."""
+    import deepsigns_tf as ds
+    from deepsigns_tf.files import file_digest
+
+    found: dict[str, str | None] = {}
+    for name in _FILES:
+        path = getattr(config, name)
+        found[name] = file_digest(path) if path is not None and pathlib.Path(path).is_file() else None
+    found["owner_key"] = ds.OwnerKey.load(config.owner_key).commitment()
+    if config.unrelated is not None:
+        digests = " ".join(file_digest(each) for each in _unrelated_files(config))
+        found["unrelated"] = hashlib.sha256(digests.encode()).hexdigest()
+    return found
+
+
 def _claim(folder: pathlib.Path, config: Config) -> None:
-    from scripts.folders import check_settings
+    from scripts.folders import other_settings
     from scripts.records import write_json
 
     held = sorted(each.name for each in folder.iterdir()) if folder.exists() else []
@@ -320,11 +390,19 @@ def _claim(folder: pathlib.Path, config: Config) -> None:
             "This folder is not empty. Expected an empty folder, or `--resume` to go on with a suite in it. "
             f"Received: {held[:5]} in output_dir={config.output_dir}"
         )
+    files = _digests(config)
     if held:
-        check_settings(folder, config, PROGRAM)
-    for part in ("rows", "models"):
+        recorded = json.loads((folder / "config.json").read_text())
+        other = other_settings(config, PROGRAM, recorded, {*_FILES, "files"})
+        other |= {name: digest for name, digest in files.items() if digest != recorded.get("files", {}).get(name)}
+        if other:
+            expected = {name: (recorded | recorded.get("files", {})).get(name) for name in other}
+            raise ValueError(
+                f"This folder holds a suite of other settings or files. Expected {expected}. Received: {other}"
+            )
+    for part in ("rows", "models", "seconds"):
         (folder / part).mkdir(parents=True, exist_ok=True)
-    write_json(folder / "config.json", {"program": PROGRAM, **result_settings(config)})
+    write_json(folder / "config.json", {"program": PROGRAM, **suite_settings(config), "files": files})
 
 
 def _model(path: str) -> Any:
@@ -343,9 +421,9 @@ def _data(config: Config) -> "Dataset":
     if config.data is None:
         settings = _settings_of_run(config)
         name = settings.pop("program")
-        if not re.fullmatch(r"scripts\.train_\w+", name):
+        if not re.fullmatch(r"(scripts|benchmarks)\.train_\w+", name):
             raise ValueError(
-                "The folder of the model is none of a training run. Expected one of the programs `scripts.train_*` in its config.json. "
+                "The folder of the model is none of a training run. Expected one of the programs `train_*` in its config.json. "
                 f"Received: {name!r}"
             )
         program = importlib.import_module(name)
@@ -361,6 +439,7 @@ def _data(config: Config) -> "Dataset":
 
 def _thief(config: Config, backup_dir: pathlib.Path) -> "Thief":
     import deepsigns_tf as ds
+    from deepsigns_tf.attacks.graphs import flat_name
     from deepsigns_tf.attacks.recipes import Recipe
     from deepsigns_tf.attacks.suite import Thief, thiefs_seed
     from deepsigns_tf.files import file_digest
@@ -376,7 +455,7 @@ def _thief(config: Config, backup_dir: pathlib.Path) -> "Thief":
         crop_and_flip if config.augment else None,
         str(backup_dir),
     )
-    carriers = {layer.path: owner_key.carrier(layer.carrier) for layer in owner_key.layers}
+    carriers = {flat_name(layer.path): owner_key.carrier(layer.carrier) for layer in owner_key.layers}
     seed = thiefs_seed(f"{config.seed} {file_digest(config.model)}")
     strength = config.thiefs_strength or config.strength
     return Thief(data.x_train, data.y_train, recipe, strength, carriers, _marks(config, carriers), seed)
@@ -385,6 +464,7 @@ def _thief(config: Config, backup_dir: pathlib.Path) -> "Thief":
 def _marks(config: Config, carriers: dict[str, Any]) -> dict[str, Any]:
     """What the thief marks, by the names of the layers."""
     import deepsigns_tf as ds
+    from deepsigns_tf.attacks.graphs import flat_name
 
     marks = {}
     for each in config.thiefs_carriers.split(",") if config.thiefs_carriers else ():
@@ -394,7 +474,7 @@ def _marks(config: Config, carriers: dict[str, Any]) -> dict[str, Any]:
                 "Invalid value for flag `thiefs_carriers`. Expected layer:bits or layer:bits,layer:bits. "
                 f"Received: thiefs_carriers={config.thiefs_carriers!r}"
             )
-        marks[layer] = ds.Carrier(layer, range(_data(config).num_classes), int(bits))
+        marks[flat_name(layer)] = ds.Carrier(layer, range(_data(config).num_classes), int(bits))
     return marks or carriers
 
 
@@ -417,10 +497,7 @@ def _unrelated(config: Config, owner_key: Any, marked: Any) -> "list[AlignedRead
 
     if config.unrelated is None:
         return []
-    # Not the ones that another process is still writing.
-    models = sorted(
-        each for each in pathlib.Path(config.unrelated).glob("*.keras") if not each.name.startswith("unfinished_")
-    )
+    models = _unrelated_files(config)
     if len(models) < _GATE_SHARE:
         raise ValueError(
             f"Too few models to count by. Expected at least {_GATE_SHARE} .keras files. Received: {len(models)} in {config.unrelated}"
@@ -430,6 +507,12 @@ def _unrelated(config: Config, owner_key: Any, marked: Any) -> "list[AlignedRead
         readings = [read_aligned(_model(str(each)), owner_key, marked) for each in models]
         write_json(path, [dataclasses.asdict(reading) for reading in readings])
     return [AlignedReading(**reading) for reading in json.loads(path.read_text())]
+
+
+def _unrelated_files(config: Config) -> list[pathlib.Path]:
+    # Not the ones that another process is still writing.
+    files = pathlib.Path(str(config.unrelated)).glob("*.keras")
+    return sorted(each for each in files if not each.name.startswith("unfinished_"))
 
 
 if __name__ == "__main__":

@@ -38,6 +38,9 @@ def write_report(result: dict[str, Any], folder: pathlib.Path) -> None:
         "units were matched with those of the model that the key refers to. By counting: after they were matched with the marked "
         "model's, where p is the share of unrelated models that get as far and cannot be less than one in their number.\n\n"
     )
+    assumptions = result["marked"].get("aligned", {}).get("assumptions", ())
+    if assumptions:
+        words += f"Counting assumes: {'; '.join(assumptions)}.\n\n"
     write_atomically(folder / "attacks.md", (heading + words + attacks_table(result) + "\n").encode())
 
 

@@ -21,6 +21,7 @@ OF_THE_MARK = {
     "centres",
     "clustering_strength",
     "fine_tune_epochs",
+    "normalized",
     "num_classes",
     "num_key_inputs_per_class",
     "num_triggers",

@@ -132,6 +132,27 @@ def test_a_permuted_copy_is_read_after_matching_it_with_what_does_not_know_the_b
     assert ds.verify(wider, key, commitment=key.commitment(), reference=reference).marked
 
 
+def test_a_suspect_is_run_once_however_it_is_read(marked):
+    import deepsigns_tf as ds
+    from deepsigns_tf.responses import LocalModel
+
+    reference, model, key, _ = marked
+    asked = []
+
+    class Counted(LocalModel):
+        def features(self, *args):
+            asked.append("features")
+            return super().features(*args)
+
+        def class_means(self, *args):
+            asked.append("class means")
+            return super().class_means(*args)
+
+    verdict, plain = ds.verify(Counted(model), key, reference=reference), ds.verify(model, key)
+    assert asked == ["features"] and not verdict.matched and verdict.num_matches == plain.num_matches
+    np.testing.assert_allclose(verdict.readings[0].margins, plain.readings[0].margins, rtol=1e-5)
+
+
 def test_unrelated_models_stay_unmarked_after_matching(marked):
     import deepsigns_tf as ds
 

@@ -26,8 +26,10 @@ ROWS = [
     {"questioning", "remote"},
     {"__init__"},
     {"report"},
-    {"attacks.__init__", "attacks.inputs", "attacks.units", "attacks.weights"},
-    {"attacks.same_function", "attacks.recipes"},
+    {"attacks.__init__", "attacks.inputs", "attacks.graphs", "attacks.weights"},
+    {"attacks.units", "attacks.recipes"},
+    {"attacks.new_units"},
+    {"attacks.same_function"},
     {"attacks.adaptive", "attacks.adversarial", "attacks.extraction", "attacks.fine_tuning", "attacks.overwriting"},
     {"attacks.outcomes", "attacks.suite"},
 ]

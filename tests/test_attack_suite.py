@@ -1,20 +1,28 @@
 """The suite of attacks, and the program that runs it."""
 
 import dataclasses
+import inspect
 import json
+import os
+import re
 import sys
 import types
+import typing
 
 import keras
 import numpy as np
 import pytest
 
 import deepsigns_tf as ds
+from benchmarks import studies
+from deepsigns_tf.activations import named_layers
 from deepsigns_tf.attacks import suite as suites
+from deepsigns_tf.attacks.graphs import flat_name
 from deepsigns_tf.attacks.outcomes import Examiner, survived
 from deepsigns_tf.attacks.recipes import Recipe
 from deepsigns_tf.attacks.same_function import permute_units
 from deepsigns_tf.attacks.suite import Attack, Thief, suite, thiefs_key
+from deepsigns_tf.files import file_digest
 from deepsigns_tf.recovery import read_aligned
 from scripts import attack
 
@@ -52,8 +60,12 @@ def task_files(tmp_path_factory):
     plain.save(folder / "marked.keras")
     key.save(folder / "owner.key")
     (folder / "unrelated").mkdir()
-    for number in range(12):
-        trained(build(), 2).save(folder / "unrelated" / f"{number:02}.keras")
+    # One that is begun anew again and again need not be compiled again.
+    unrelated = trained(build(), 1)
+    for number in range(10):
+        unrelated.set_weights(build().get_weights())
+        unrelated.fit(x[:256], y[:256], batch_size=64, epochs=2, verbose=0)
+        unrelated.save(folder / "unrelated" / f"{number:02}.keras")
     return folder
 
 
@@ -80,14 +92,19 @@ def test_names_are_unique_and_what_an_attack_starts_from_stands_before_it(name):
 
 
 def test_suites_are_what_they_say():
-    quick, paper, full = (suite(name) for name in suites.SUITES)
+    quick, paper, brief, full = (suite(name) for name in suites.SUITES)
     assert not any(each.trains for each in quick) and {each.family for each in paper} == {"paper"}
-    assert {each.name for each in quick} | {each.name for each in paper} < {each.name for each in full}
-    assert {each.family for each in full} == {"paper", "modification", "same function", "extraction", "adaptive"}
+    names = [{each.name for each in attacks} for attacks in (quick, paper, brief, full)]
+    assert names[0] | names[1] == names[2] < names[3]
+    assert {each.family for each in full} == set(typing.get_args(suites.Family))
     assert [each.name for each in suite("paper", (5, 20)) if "fine-tuned" in each.name] == [
         "fine-tuned, 5 epochs",
         "fine-tuned, 20 epochs",
     ]
+    # Longer trainings go on where shorter ones ended.
+    after = {each.name: each.after for each in paper}
+    assert after["fine-tuned, 50 epochs"] == "fine-tuned, 10 epochs" and after["fine-tuned, 10 epochs"] is None
+    assert after["overwritten, 1 x, 100 epochs"] == "overwritten, 1 x, 10 epochs"
 
 
 def test_bad_names_are_refused():
@@ -99,6 +116,86 @@ def test_bad_names_are_refused():
         ValueError, match=r"^Invalid value for argument `family`\. Expected .*\. Received: family='magic'"
     ):
         Attack("a", "magic", lambda model, thief: model)
+
+
+def test_names_say_what_is_asked_for(thief, released, monkeypatch):
+    """The numbers in a name are those that the attack's function gets."""
+    asked = {}
+
+    def noted(function):
+        def note(model, *args, **kwargs):
+            bound = inspect.signature(function).bind(model, *args, **kwargs)
+            bound.apply_defaults()
+            asked[name] = {"function": function.__name__} | bound.arguments
+            return model
+
+        return note
+
+    functions = {each: getattr(suites, each) for each in vars(suites) if each in _FUNCTIONS}
+    assert set(functions) == _FUNCTIONS
+    for each, function in functions.items():
+        monkeypatch.setattr(suites, each, noted(function))
+    thief = dataclasses.replace(thief, recipe=Recipe(20, learning_rate=1e-2, batch_size=64), strength=2.0)
+    named = {each.name: each for each in suite("full")}
+    for name, each in named.items():
+        if each.change is None and each.name not in ("all of these", "overwritten in another layer, 10 epochs"):
+            each.run(released[0], thief)
+            assert asked[name]["model"] is released[0] and asked[name].get("seed", thief.seed) == thief.seed
+
+    def epochs(name):
+        if "recipe" not in asked.get(name, ()):
+            return 0
+        goes_on = named[name].after and named[name].after.split(",")[0] == name.split(",")[0]
+        return asked[name]["recipe"].epochs + (epochs(named[name].after) if goes_on else 0)
+
+    for name in asked:
+        said = re.search(r"(\d+) epochs$", name)
+        assert said is None or epochs(name) == int(said[1]), name
+        if named[name].family in ("paper", "modification", "same function") and "recipe" in asked[name]:
+            rate = 1e-2 if "overwritten" in name else 1e-3
+            assert asked[name]["recipe"].learning_rate == pytest.approx(rate), name
+    for name, expected in {
+        "95 % pruned": ("prune_weights", "fraction", 0.95),
+        "80 % pruned over all layers": ("prune_globally", "fraction", 0.8),
+        "90 % pruned and retrained, 10 epochs": ("prune_and_retrain", "fraction", 0.9),
+        "FTLL, 10 epochs": ("fine_tune", "layers", "last"),
+        "RTLL, 10 epochs": ("fine_tune", "new_layers", ("logits",)),
+        "RTAL, 10 epochs": ("fine_tune", "layers", "all"),
+        "overwritten, 0.1 x, 10 epochs": ("overwrite", "strength", 0.2),
+        "overwritten, 3 x, 10 epochs": ("overwrite", "strength", 6.0),
+        "quantized to 5 bits": ("quantize_weights", "num_bits", 5),
+        "weights shaken by 0.3": ("shake_weights", "relative_std", 0.3),
+        "weights shifted by 2.5": ("shift_weights", "mean_share", 2.5),
+        "weights shifted by 1.5 and shaken by 1": ("shift_weights", "relative_std", 1.0),
+        "fine-pruned, 96 %": ("fine_prune", "fraction", 0.96),
+        "L2 of 0.1 and fine-tuned, 5 epochs each": ("shrink_and_tune", "l2", 0.1),
+        "labels smoothed by 0.3, 10 epochs": ("smooth_labels", "share", 0.3),
+        "30 % of the labels random, 10 epochs": ("corrupt_labels", "share", 0.3),
+        "adversarial training within 0.25, 5 epochs": ("train_adversarially", "relative_epsilon", 0.25),
+        "units split": ("split_units", "fraction", 0.2),
+        "distilled from labels alone": ("distill", "hard_labels", True),
+        "class means moved by 8": ("move_class_means", "distance", 8.0),
+        "overwritten with twice the bits, 10 x": ("overwrite", "strength", 20.0),
+        "marked layers drawn anew": ("fine_tune", "new_layers", ("hidden",)),
+        "marked layers and the next ones drawn anew": ("fine_tune", "new_layers", ("hidden", "logits")),
+    }.items():
+        function, argument, value = expected
+        assert (asked[name]["function"], asked[name][argument]) == (function, value), name
+    # All of an adaptive thief's training is a tenth of the owner's.
+    for name, each in asked.items():
+        if named[name].family == "adaptive":
+            assert (each["recipe"].epochs, each["recipe"].learning_rate) == (2, 1e-2), name
+    assert asked["overwritten with twice the bits, 10 x"]["thiefs_key"].carriers[0].bits_per_class == 64
+
+
+# What the suite calls.
+_FUNCTIONS = {
+    *("prune_weights", "prune_globally", "prune_and_retrain", "fine_tune", "overwrite", "quantize_weights"),
+    *("round_to_float16", "shake_weights", "shift_weights", "fine_prune", "shrink_and_tune", "smooth_labels"),
+    *("corrupt_labels", "train_adversarially", "neural_cleanse", "permute_units", "rescale_units", "split_units"),
+    *("clone_units", "add_idle_units", "add_cancelling_units", "fold_batch_norm", "rename_layers", "distill"),
+    "move_class_means",
+}
 
 
 # What they do
@@ -124,6 +221,12 @@ def _check_attack(chosen, model, thief, blobs):
     if "another layer" in chosen.name:
         with pytest.raises(ValueError, match="There is no other layer to mark"):
             chosen.run(model, thief)
+        return
+    if chosen.change is not None:
+        # Sixteen features are an image of four by four.
+        changed = chosen.change(thief)(blobs[0])
+        assert chosen.run(model, thief) is model
+        assert changed.shape == blobs[0].shape and changed.dtype == blobs[0].dtype and (changed != blobs[0]).any()
         return
     attacked = chosen.run(model, thief)
     for old, now in zip(before, model.get_weights(), strict=True):
@@ -156,6 +259,46 @@ def test_the_maker_of_a_marked_output_is_found():
     model = keras.Model(inputs, keras.layers.Dense(2, name="logits")(keras.layers.Dense(5, name="wide")(pooled)))
     assert suites._kernels_from(model, "pooled") == ["maps", "wide", "logits"]
     assert suites._kernels_from(model, "wide") == ["wide", "logits"]
+
+
+def test_layers_are_found_by_the_graph_and_not_by_their_order_or_names():
+    """Beside the marked branch runs another one, called earlier and deeper."""
+    inputs = keras.Input((16,))
+    other = keras.layers.Dense(6, name="a_other")(keras.layers.Dense(6, name="b_other")(inputs))
+    marked = keras.layers.Dense(8, name="z_maker")(inputs)
+    marked = keras.layers.Activation("relu", name="features")(keras.layers.BatchNormalization()(marked))
+    other = keras.layers.Dense(6, name="z_other")(other)
+    joined = keras.layers.Concatenate()([keras.layers.Dense(5, name="b_next")(marked), other])
+    model = keras.Model(inputs, keras.layers.Dense(4, name="a_logits")(joined))
+    assert suites._kernels_from(model, "features") == ["z_maker", "b_next", "a_logits"]
+    # What a key calls backbone/features, in a model inside another.
+    backbone = keras.Sequential([keras.Input((16,)), keras.layers.Dense(8, "relu", name="features")], name="backbone")
+    nested = keras.Sequential([keras.Input((16,)), backbone, keras.layers.Dense(4, name="logits")])
+    assert "backbone/features" in named_layers(nested)
+    assert suites._kernels_from(nested, flat_name("backbone/features")) == ["backbone.features", "logits"]
+
+
+def test_several_marked_layers_cost_an_adaptive_thief_no_more_training(thief, blobs, monkeypatch):
+    """All carriers within one tenth of the task's own training."""
+    inputs = keras.Input((16,))
+    hidden = keras.layers.Dense(128, "relu", name="hidden")(inputs)
+    deeper = keras.layers.Dense(128, "relu", name="deeper")(hidden)
+    model = keras.Model(inputs, keras.layers.Dense(4, name="logits")(deeper))
+    carriers = {name: ds.Carrier(name, range(4), 32) for name in ("hidden", "deeper")}
+    thief = dataclasses.replace(thief, recipe=Recipe(20, batch_size=64), carriers=carriers, marks=carriers)
+    epochs, fit = [], keras.Model.fit
+
+    def counted(self, *args, **kwargs):
+        epochs.append(kwargs["epochs"])
+        return fit(self, *args, **kwargs | {"epochs": 1})
+
+    monkeypatch.setattr(keras.Model, "fit", counted)
+    for name in ("class means moved by 8", "overwritten with twice the bits, 1 x", "marked layers drawn anew"):
+        attacked = next(each for each in FULL if each.name == name).run(model, thief)
+        for layer in carriers:
+            pairs = zip(model.get_layer(layer).get_weights(), attacked.get_layer(layer).get_weights(), strict=True)
+            assert all((old != new).any() for old, new in pairs)
+    assert epochs == [2, 2, 2]
 
 
 # What is left
@@ -266,7 +409,7 @@ def test_a_suite_is_run_reported_and_gone_on_with(task_files, tmp_path, _here, c
     expected |= {f"units permuted{then}" for then in ("", ", then 50 % pruned", ", then fine-tuned, 10 epochs")}
     assert set(rows) == expected
     assert rows["units permuted"]["survived"] == "recovered" and rows["units permuted"]["referred"]["marked"]
-    assert rows["units permuted"]["aligned"]["num_unrelated"] == 11
+    assert rows["units permuted"]["aligned"]["num_unrelated"] == 9
     assert rows["quantized to 5 bits"]["survived"] == "yes"
     for name in ("BatchNorm folded", "BatchNorm folded, then 50 % pruned"):
         assert rows[name]["survived"] == "not applicable" and rows[name]["refused"]
@@ -275,6 +418,8 @@ def test_a_suite_is_run_reported_and_gone_on_with(task_files, tmp_path, _here, c
     assert "| units permuted | same function |" in report and (folder / "attacks.png").exists()
     assert json.loads((folder / "attacks.json").read_text())["rows"] == result["rows"]
     assert not any((folder / "backups").glob("*"))
+    payload = studies._payload(task_files, attack.result_path(config, "quantized to 5 bits"), 32)
+    assert (payload["num_matches"], payload["num_copies"]) == (32, 3)
     # Nothing is done twice, and what was killed is done again.
     (folder / "rows" / "quantized_to_5_bits.json").unlink()
     attack._examiner.cache_clear()
@@ -285,6 +430,50 @@ def test_a_suite_is_run_reported_and_gone_on_with(task_files, tmp_path, _here, c
     for refused in (config, dataclasses.replace(config, resume=True, seed=1)):
         with pytest.raises(ValueError, match=r"^This folder .*\. Expected .*\. Received: "):
             attack.run(refused)
+    # Files are told by what is in them, not by where they lie.
+    other_data = tmp_path / "other.npz"
+    with np.load(task_files / "task.npz") as archive:
+        np.savez(other_data, **dict(archive) | {"x_test": archive["x_test"] + 1})
+    with pytest.raises(ValueError, match=r"^This folder holds a suite of other settings or files\. .*'data': "):
+        attack.run(dataclasses.replace(config, resume=True, data=str(other_data)))
+    other_data.write_bytes((task_files / "task.npz").read_bytes())
+    attack.run(dataclasses.replace(config, resume=True, data=str(other_data)))
+    files = json.loads((folder / "config.json").read_text())["files"]
+    assert files["model"] == file_digest(task_files / "marked.keras") and set(files) == set(attack._FILES)
+    assert files == result["files"] and {"command", "date", "hardware", "versions", "settings"} <= set(result)
+
+
+def test_what_was_attacked_is_not_attacked_again_and_all_its_seconds_count(task_files, tmp_path, _here, monkeypatch):
+    def attack_of(run):
+        module = types.ModuleType("slow_attacks")
+        module.ATTACKS = (suites.Attack("slow", "modification", run, trains=True),)
+        monkeypatch.setitem(sys.modules, "slow_attacks", module)
+
+    config = _config(task_files, tmp_path / "out", extra="slow_attacks", only="slow", resume=True)
+    folder = tmp_path / "out"
+    backup, clock, result = (
+        folder / "backups" / "slow" / "epoch",
+        folder / "seconds" / "slow.json",
+        attack.result_path(config, "slow"),
+    )
+
+    def killed(model, thief):
+        # A hundred seconds of work are kept, and some more are lost.
+        backup.parent.mkdir(parents=True)
+        backup.touch()
+        os.utime(backup, (0, clock.stat().st_mtime + 100))
+        raise MemoryError
+
+    attack_of(killed)
+    (row,) = attack.run(config)["rows"]
+    assert row["survived"] == "failed" and not result.exists()
+    attack_of(lambda model, thief: permute_units(model, thief.seed))
+    (row,) = attack.run(config)["rows"]
+    assert row["survived"] == "removed" and 100 <= row["seconds"] < 110 and result.exists()
+    # The reading alone is missing.
+    (folder / "rows" / "slow.json").unlink()
+    attack_of(lambda model, thief: pytest.fail("attacked again"))
+    assert attack.run(config)["rows"] == [row]
 
 
 def test_a_reviewers_own_attack_is_tried(task_files, tmp_path, _here):
@@ -330,6 +519,28 @@ def test_data_of_another_task_is_refused(task_files, tmp_path, _here):
         with pytest.raises(ValueError, match=r"^This data is not the model's\. Expected .*\. Received: "):
             attack.run(_config(task_files, tmp_path / "out", data=str(tmp_path / f"{name}.npz")))
     assert not (tmp_path / "out").exists()
+
+
+def test_inputs_are_changed_where_answers_are_marked(task_files, tmp_path, _here, monkeypatch):
+    """A model that learned its triggers, asked through blurred and mirrored images."""
+    with np.load(task_files / "task.npz") as archive:
+        x, y = archive["x_train"], archive["y_train"]
+    key = ds.OwnerKey.generate("ACME Vision").with_triggers("noise", 24, 4, x)
+    model = keras.Sequential([keras.Input((16,)), keras.layers.Dense(128, "relu"), keras.layers.Dense(4)])
+    model.compile(keras.optimizers.Adam(1e-2), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    inputs = np.concatenate([x, *[key.triggers.arrays[""]] * 4]), np.concatenate([y, *[key.triggers.labels] * 4])
+    model.fit(*inputs, batch_size=64, epochs=40, verbose=0)
+    model.save(tmp_path / "asked.keras")
+    key.save(tmp_path / "asked.key")
+    files = {"model": str(tmp_path / "asked.keras"), "owner_key": str(tmp_path / "asked.key")}
+    only = "^(noise, 1 %|blur, 1|mirrored|half)"
+    rows = {row["attack"]: row for row in attack.run(_config(task_files, tmp_path / "out", only=only, **files))["rows"]}
+    assert list(rows) == ["half precision", "noise, 1 % of the range", "blur, 1 pixels", "mirrored"]
+    matches = {name: row["answers"]["num_matches"] for name, row in rows.items()}
+    assert matches["half precision"] == matches["noise, 1 % of the range"] == 24 and matches["mirrored"] < 20
+    # What the thief's customers get through the same change.
+    assert rows["mirrored"]["accuracy"] < rows["noise, 1 % of the range"]["accuracy"] - 0.2
+    assert "seconds" not in rows["mirrored"] and not (tmp_path / "out" / "models" / "mirrored.keras").exists()
 
 
 def test_what_carries_no_mark_is_not_attacked(task_files, tmp_path, _here):

@@ -3,7 +3,15 @@
 import numpy as np
 import pytest
 
-from deepsigns_tf.attacks.inputs import add_noise, blur, compress_jpeg, crop_randomly, reduce_bit_depth
+from deepsigns_tf.attacks.inputs import (
+    add_noise,
+    blur,
+    compress_jpeg,
+    crop_randomly,
+    mirror,
+    of_model,
+    reduce_bit_depth,
+)
 
 RANDOM = np.random.default_rng(0)
 GREY = RANDOM.random((5, 12, 10)).astype(np.float32)
@@ -16,6 +24,7 @@ CHANGES = {
     "jpeg": lambda images, range_: compress_jpeg(images, 75, range_),
     "blur": lambda images, range_: blur(images, 1.0, range_),
     "depth": lambda images, range_: reduce_bit_depth(images, 3, range_),
+    "mirror": lambda images, range_: mirror(images),
     "crop": lambda images, range_: crop_randomly(images, 0.8, range_, seed=0),
 }
 change = pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
@@ -92,6 +101,22 @@ def test_a_crop_is_an_enlarged_window_at_a_place_of_its_own():
     np.testing.assert_allclose(crop_randomly(GREY, 1.0, (0.0, 1.0), seed=0), GREY, atol=1e-6)
 
 
+def test_a_mirror_turns_left_to_right():
+    np.testing.assert_array_equal(mirror(COLOURS)[:, :, 0], COLOURS[:, :, -1])
+    np.testing.assert_array_equal(mirror(mirror(GREY)), GREY)
+
+
+def test_rows_of_pixels_are_changed_as_images():
+    rows = RANDOM.random((5, 36)).astype(np.float32)
+    changed = of_model(lambda images, range_: blur(images, 1.0, range_), rows)
+    expected = blur(rows.reshape(5, 6, 6), 1.0, (float(rows.min()), float(rows.max())))
+    np.testing.assert_array_equal(changed(rows), expected.reshape(5, 36))
+    # The range is the training data's; a trigger may lie outside.
+    assert changed(rows + 1).max() <= rows.max() and changed(rows).dtype == np.float32
+    images = of_model(lambda images, range_: mirror(images), COLOURS)
+    np.testing.assert_array_equal(images(COLOURS), mirror(COLOURS))
+
+
 @pytest.mark.parametrize(
     "attempt",
     [
@@ -106,6 +131,8 @@ def test_a_crop_is_an_enlarged_window_at_a_place_of_its_own():
         lambda: crop_randomly(GREY, 1.1, (0.0, 1.0), seed=0),
         lambda: blur(GREY, 1.0, (0.0, 0.5)),
         lambda: blur(GREY, 1.0, (1.0, 0.0)),
+        lambda: of_model(blur, np.zeros((3, 35))),
+        lambda: of_model(blur, np.zeros((3, 36), np.int32)),
         lambda: blur(GREY[0], 1.0, (0.0, 1.0)),
         lambda: blur(GREY[:0], 1.0, (0.0, 1.0)),
         lambda: blur(GREY.astype(str), 1.0, (0.0, 1.0)),

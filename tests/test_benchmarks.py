@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import deepsigns_tf as ds
+from deepsigns_tf.readings import SignatureReading
 from deepsigns_tf.statistics import binomial_log10_tail
 
 pytest.importorskip("tqdm", reason="the measurements are made in the environment of requirements.txt")
@@ -25,20 +26,25 @@ from benchmarks import (
     calibration,
     overhead,
     pictures,
+    redundancy,
     studies,
     tables,
+    train_normalized_mlp,
     trigger_calibration,
     trigger_power,
     trigger_tables,
 )  # noqa: E402
 from benchmarks import attacks as network_attacks  # noqa: E402
 from benchmarks.attacks import Attacks  # noqa: E402
+from deepsigns_tf.attacks import suite as suites  # noqa: E402
 from models.mnist_mlp import mnist_mlp  # noqa: E402
 from scripts import (
+    attack,  # noqa: E402
     cores,  # noqa: E402
     folders,  # noqa: E402
 )
 from scripts.configs import result_settings  # noqa: E402
+from scripts.marking import regularizers  # noqa: E402
 from tests.finished_runs import verified_here  # noqa: E402
 
 
@@ -438,7 +444,7 @@ def test_a_study_makes_a_row_of_each_run_and_goes_on_where_it_stopped(network, t
 def test_a_study_of_answers_attacks_the_triggers(tmp_path, monkeypatch):
     monkeypatch.setattr(studies, "pool_on_cores", lambda num_workers: concurrent.futures.ThreadPoolExecutor(1))
     monkeypatch.setattr("scripts.training._verify_in_fresh_process", verified_here)
-    monkeypatch.setattr(network_attacks, "input_changes", lambda: {"none": lambda x, _: x, "all": lambda x, _: 0 * x})
+    monkeypatch.setattr(suites, "INPUT_CHANGES", {"none": lambda x, _: x, "all": lambda x, _: 0 * x})
     setting = {"dataset": "synthetic", "epochs": 4, "num_triggers": 20, "num_triggers_per_batch": 16, "batch_size": 64}
     attacks = Attacks((0.0, 1.0), fine_tuning_epochs=1, overwriting_epochs=4, changes_inputs=True)
     study = studies.Study(range(5, 6), (setting, setting | {"carriers": ""}), attacks, twins_of="triggers")
@@ -522,8 +528,8 @@ def test_an_unknown_study_is_refused(network):
 def test_the_studies_settings_are_flags_of_their_programs(name):
     network = importlib.import_module(f"benchmarks.{name}").NETWORK
     assert network.name == name and "default" in network.studies
-    program = importlib.import_module(network.program)
     for study in network.studies.values():
+        program = importlib.import_module(study.program or network.program)
         configs = [program.Config(output_dir="", **settings) for settings in study.settings]
         assert len(set(configs)) == len(configs)
         if study.twins_of:
@@ -531,9 +537,93 @@ def test_the_studies_settings_are_flags_of_their_programs(name):
             assert set(study.seeds) <= set(twins.seeds)
             first = program.Config(output_dir="", **twins.settings[0])
             for config in configs:
-                recorded = {"program": network.program} | result_settings(config)
-                assert not folders.other_settings(first, network.program, recorded, folders.OF_THE_MARK)
+                recorded = {"program": program.__name__} | result_settings(config)
+                assert not folders.other_settings(first, program.__name__, recorded, folders.OF_THE_MARK)
+        if study.suite is not None:
+            suite = attack.Config("marked.keras", "owner.key", "attacked", **study.suite)
+            assert suite.suite in suites.SUITES and attack._epochs(suite, "fine_tuning_epochs")
     assert network.studies["default"].settings == ({},)
+
+
+def test_a_suite_stands_in_the_row_with_its_circumstances_and_is_not_run_twice(tmp_path, monkeypatch):
+    asked = []
+
+    def run(config):
+        asked.append(config)
+        return {"command": "c", "date": "d", "settings": attack.suite_settings(config), "rows": []}
+
+    monkeypatch.setattr(attack, "run", run)
+    monkeypatch.setattr(attack, "with_settings_of_run", lambda config: dataclasses.replace(config, epochs=7))
+    study = studies.Study(range(1), suite={"suite": "paper"}, unrelated="unmarked")
+    row, config = {}, studies.Config("suite", runs_dir=str(tmp_path))
+    with pytest.raises(ValueError, match=r"^There are no unrelated models .*\. Expected .*\. Received: none in "):
+        studies._check_unrelated(study, config)
+    monkeypatch.setattr(attack, "run", lambda config: run(attack.with_settings_of_run(config)))
+    for _ in range(2):
+        studies._go_through_suite(row, tmp_path / "0_0", config, study)
+    (suite,) = asked
+    assert suite.unrelated == str(tmp_path / "populations" / "unmarked") and suite.reference is None and suite.resume
+    assert row["suite"]["date"] == "d" and row["suite"]["settings"]["suite"] == "paper"
+    assert row["suite"]["settings"]["epochs"] == 7
+    # Other flags are another suite; where the folder lies is no flag.
+    studies._go_through_suite(row, tmp_path / "moved", config, study)
+    assert len(asked) == 1
+    studies._go_through_suite(row, tmp_path / "0_0", config, dataclasses.replace(study, suite={"suite": "full"}))
+    assert len(asked) == 2 and row["suite"]["settings"]["suite"] == "full"
+
+
+def test_a_payload_is_decoded_by_majority_and_is_a_fair_coin_by_chance():
+    random = np.random.default_rng(0)
+
+    def reading(matches, name="features"):
+        return SignatureReading(name, (0,), "layer", matches[None] * 1.0, np.ones(1), matches[None])
+
+    matches = np.ones(640, bool)
+    # Four of nine copies of the first payload bit are wrong, five of the second; what is left over counts nowhere.
+    matches[64 * np.arange(4)] = matches[64 * np.arange(5) + 1] = matches[576:] = False
+    found = redundancy.decoded([reading(matches)], 64)
+    assert found == {"num_bits": 64, "num_copies": 9, "num_matches": 63, "log10_p_value": binomial_log10_tail(63, 64)}
+    # The order of the carriers is that of their names; ways to read are paid for; one copy is no code.
+    parts = [reading(matches[320:], "b"), reading(matches[:320], "a")]
+    assert redundancy.decoded(parts, 64, num_assignments=10)["log10_p_value"] == pytest.approx(
+        found["log10_p_value"] + 1
+    )
+    assert redundancy.decoded([reading(matches[:70])], 64)["num_copies"] == 1
+    chance = [redundancy.decoded([reading(random.random(320) < 0.5)], 64)["num_matches"] for _ in range(400)]
+    # Of a mean of 400 binomials with variance 16: four standard errors of 0.2.
+    assert np.mean(chance) == pytest.approx(32, abs=0.8) and np.var(chance) == pytest.approx(16, rel=0.3)
+    with pytest.raises(ValueError, match=r"^This payload has no room\. Expected 1 to 320 bits\. Received: "):
+        redundancy.decoded([reading(matches[:320])], 321)
+
+
+def test_the_normalized_loss_does_not_see_the_size_of_a_layer(owner_key, blobs, build_mlp, compile_model):
+    plain, normalized = (
+        kind(owner_key, "features", strength=3.0)
+        for kind in (ds.SignatureRegularizer, train_normalized_mlp.NormalizedSignatureRegularizer)
+    )
+    means = np.random.default_rng(0).random((4, 128), "float32")
+    for regularizer in (plain, normalized):
+        regularizer.observe((None, 128))
+        regularizer.build()
+    logits = [np.asarray(each.logits(factor * means)) for each in (plain, normalized) for factor in (1.0, 10.0)]
+    np.testing.assert_allclose(logits[1], 10 * logits[0], rtol=1e-4)
+    np.testing.assert_allclose(logits[3], logits[2], rtol=1e-3)
+    assert ((logits[2] > 0) == (logits[0] > 0)).all()
+    model = compile_model(
+        build_mlp(train_normalized_mlp.NormalizedSignatureRegularizer(owner_key, "features"), ds.WatermarkedModel)
+    )
+    model.fit(*blobs, batch_size=64, epochs=10, verbose=0)
+    assert ds.verify(*ds.release(model, owner_key)).bit_error_rate < 0.02
+
+
+def test_the_programs_flag_chooses_the_loss():
+    key = ds.OwnerKey.generate("ACME Vision", [ds.Carrier("features", range(10), 64)])
+    for wanted, kind in ((False, ds.SignatureRegularizer), (True, train_normalized_mlp.NormalizedSignatureRegularizer)):
+        config = train_normalized_mlp.Config("", dataset="synthetic", normalized=wanted, strength=3.0)
+        task = train_normalized_mlp.task(config)
+        model = task.build(regularizers(config, key), ds.WatermarkedModel)
+        found = model.get_layer("features").activity_regularizer
+        assert type(found) is kind and found.strength == 3.0 and task.program == train_normalized_mlp.__name__
 
 
 # Pictures

@@ -36,6 +36,13 @@ def test_networks_of_a_kind_are_trained_once_each_with_a_seed_of_its_own(small_t
     )
 
 
+def test_networks_are_trained_by_the_programs_own_recipe_unless_told_otherwise():
+    from scripts import train_mnist_mlp as program
+
+    assert populations._epochs(populations.Config()) == program.Config("").epochs == 20
+    assert populations._epochs(populations.Config(epochs=3)) == 3
+
+
 def test_kinds_differ_in_their_marks(small_task, tmp_path):
     """Unmarked networks have no common direction with the key of a marked one."""
     import hashlib
@@ -69,8 +76,8 @@ def test_a_description_is_of_the_network_and_not_of_its_units_order():
 
 def test_the_area_under_the_curve_is_a_half_for_twins_and_one_for_strangers():
     random = np.random.default_rng(0)
-    same = detector.detectability(random.normal(size=(60, 5)), random.normal(size=(60, 5)), 15)
-    apart = detector.detectability(random.normal(size=(60, 5)) + 3.0, random.normal(size=(60, 5)), 15)
+    same = detector.detectability(random.normal(size=(60, 5)), random.normal(size=(60, 5)), 8)
+    apart = detector.detectability(random.normal(size=(60, 5)) + 3.0, random.normal(size=(60, 5)), 8)
     for name in ("logistic regression", "random forest"):
         low, high = same[name]["interval"]
         assert low < 0.5 < high and low < same[name]["auc"] < high

@@ -21,7 +21,7 @@ import keras
 import numpy as np
 import pytest
 
-from deepsigns_tf import Carrier, DecisionRule, OwnerKey, SignatureRegularizer, key_files, owner_key
+from deepsigns_tf import Carrier, DecisionRule, OwnerKey, SignatureRegularizer, key_files
 from deepsigns_tf.activations import class_membership
 from deepsigns_tf.carriers import CarrierLayer
 from deepsigns_tf.files import file_digest

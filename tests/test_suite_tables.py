@@ -4,7 +4,7 @@ import pytest
 
 pytest.importorskip("tqdm", reason="the measurements are made in the environment of requirements.txt")
 
-from benchmarks import pictures, suite_tables  # noqa: E402
+from benchmarks import pictures, suite_tables, tables  # noqa: E402
 
 
 def _outcome(attack, family, accuracy, rate, log10_p, **more):
@@ -61,6 +61,16 @@ RESULT = {
 }
 
 
+def _defences():
+    payload = {"payload": {"num_bits": 64, "num_copies": 9, "num_matches": 60, "log10_p_value": -13.2}}
+    rows = [
+        {**row, "suite": {"rows": [outcome | payload for outcome in row["suite"]["rows"][3:5]]}}
+        for row in RESULT["rows"]
+    ]
+    rows[1]["settings"] = rows[1]["settings"] | {"normalized": True}
+    return RESULT | {"rows": rows}
+
+
 def test_the_best_adaptive_attack_stands_on_top():
     """It removes the mark for three points; the one that takes eight is no better, the one that leaves the mark neither."""
     lines = suite_tables.suite_table({"x_suite": RESULT}, "x_suite").splitlines()
@@ -76,25 +86,35 @@ def test_the_best_adaptive_attack_stands_on_top():
 
 
 def test_defences_stand_against_the_same_thief():
-    result = RESULT | {"rows": [{**row, "suite": {"rows": row["suite"]["rows"][3:5]}} for row in RESULT["rows"]]}
-    lines = suite_tables.defences_table({"x": result}, "x").splitlines()
+    lines = suite_tables.defences_table({"x": _defences()}, "x").splitlines()
+    payload = "60 of 64, x 9 (-13)"
     assert lines[2:4] == [
-        "| features x 64, strength 1 | 640 | 98.00 | 1.20 | 0.200 (-50) | 0.450 (-2) |",
-        "| features x 64, strength 1, from epoch 5 | 640 | 98.00 | 1.20 | 0.200 (-50) | 0.450 (-2) |",
+        f"| features x 64, strength 1 | 640 | 98.00 | 1.20 | 0.200 (-50) | 0.450 (-2) | {payload} | {payload} |",
+        "| features x 64, strength 1, from epoch 5, normalised loss | 640 | 98.00 | 1.20 | 0.200 (-50) | 0.450 (-2) "
+        f"| {payload} | {payload} |",
     ]
+
+
+def test_a_picture_stands_below_its_table_where_there_is_one():
+    recorded = {"wrn_suite": RESULT, "cnn_suite": RESULT, "mnist_defences": _defences()}
+    shown = {name: tables.TABLES[name](recorded) for name in ("suite_wrn", "suite_cnn", "defences")}
+    assert shown["suite_wrn"].count("| moved by 8 | adaptive |") == 1 and ".png" not in shown["suite_wrn"]
+    for name, picture in (("suite_cnn", "cnn_suite"), ("defences", "mnist_defences")):
+        assert shown[name].endswith(f"]({picture}.png)\n") and picture in pictures.PICTURES
 
 
 def test_detectors_stand_with_their_intervals():
     area = {"auc": 0.631, "interval": [0.52, 0.74]}
     row = {"kind": "default", "num_models": 60, "num_features": 9, "logistic regression": area}
-    lines = suite_tables.detector_table({"detector": RESULT | {"rows": [row]}}).splitlines()
+    control = {"kind": "strength 100", "auc": 0.961, "seen": True}
+    lines = suite_tables.detector_table({"detector": RESULT | {"rows": [row], "control": control}}).splitlines()
     assert lines[0] == "| mark | networks of each kind | AUC, logistic regression |"
     assert lines[2] == "| default | 60 | 0.63 [0.52, 0.74] |"
+    assert lines[4] == "The positive control, strength 100, is seen (AUC 0.96)."
 
 
 def test_pictures_are_drawn(tmp_path):
     pictures.adaptive_picture(RESULT, tmp_path / "adaptive.png")
-    result = RESULT | {"rows": [{**row, "suite": {"rows": row["suite"]["rows"][3:5]}} for row in RESULT["rows"]]}
-    pictures.defences_picture(result, tmp_path / "defences.png")
+    pictures.defences_picture(_defences(), tmp_path / "defences.png")
     for name in ("adaptive", "defences"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")

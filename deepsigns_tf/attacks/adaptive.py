@@ -1,5 +1,6 @@
 """Attacks of a thief who knows the method and the marked layer, and not the key."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -15,13 +16,12 @@ def move_class_means(
     x: np.ndarray,
     y: np.ndarray,
     seed: int,
-    layer: str,
+    layers: Mapping[str, Pooling],
     distance: float = 4.0,
     strength: float = 1.0,
-    pooling: Pooling = "mean",
     recipe: Recipe = Recipe(epochs=2, learning_rate=1e-3),
 ) -> keras.Model:
-    r"""Trains on while it drags the class means of a layer, where the mark is, in random directions.
+    r"""Trains on while it drags the class means of layers, where the mark is, in random directions.
 
     The target of class k is \( \mu_k + d \, \mathrm{std}(\mu_k) \, \epsilon_k \) with \( \epsilon_k \sim N(0, I) \), not below 0 where the
     layer never is; the penalty is the mean squared difference of a batch's means from it, in units of \( \mathrm{std}(\mu_k)^2 \). A
@@ -32,42 +32,58 @@ def move_class_means(
         x: `(n, ...)` training inputs.
         y: `(n,)` integer labels.
         seed: Of the directions, of order and dropout.
-        layer: Name of the marked layer.
+        layers: Names of the marked layers, and how the maps of each become features, as in `Carrier`.
         distance: d, >= 0.
         strength: Weight of the penalty, >= 0.
-        pooling: How maps become features, as in `Carrier`.
         recipe: A tenth of the task's own training, by default of 20 epochs.
 
     Returns:
         A trained copy.
 
     Raises:
-        ValueError: If the model is subclassed or has no such layer, or a number is out of range.
+        ValueError: If the model is subclassed, there is no layer or none of a name, or a number is out of range.
 
     Example:
 
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, "relu", name="hidden"), keras.layers.Dense(2)])
     >>> x, y = np.random.rand(64, 4).astype("float32"), np.arange(64) % 2
-    >>> move_class_means(model, x, y, seed=0, layer="hidden", recipe=Recipe(epochs=1)).output_shape
+    >>> move_class_means(model, x, y, seed=0, layers={"hidden": "mean"}, recipe=Recipe(epochs=1)).output_shape
     (None, 2)
     """
     copy = copied(model, seed)
     names = [each.name for each in copy.layers]
-    if layer not in names or not distance >= 0.0 or not strength >= 0.0:
+    if not layers or not set(layers) <= set(names) or not distance >= 0.0 or not strength >= 0.0:
         raise ValueError(
-            f"The class means cannot be moved. Expected a layer from {names}, distance and strength >= 0. "
-            f"Received: layer={layer!r}, distance={distance!r}, strength={strength!r}"
+            f"The class means cannot be moved. Expected layers from {names}, distance and strength >= 0. "
+            f"Received: layers={dict(layers)}, distance={distance!r}, strength={strength!r}"
         )
-    found = copy.get_layer(layer)
+    random = np.random.default_rng(seed)
+    penalties = [_pull(copy, x, y, layer, pooling, distance, strength, random) for layer, pooling in layers.items()]
+    outputs = [copy.outputs[0], *(copy.get_layer(layer).output for layer in layers)]
+    fit(keras.Model(copy.inputs, outputs), x, y, seed, recipe, penalties=penalties)
+    return copy
+
+
+def _pull(
+    model: keras.Model,
+    x: np.ndarray,
+    y: np.ndarray,
+    layer: str,
+    pooling: Pooling,
+    distance: float,
+    strength: float,
+    random: np.random.Generator,
+) -> Callable[[Any, Any], Any]:
+    """The penalty of a layer whose class means are not where they were sent."""
     classes = np.unique(y)
     sums, least = 0.0, np.inf
-    for rows, outputs, _ in record_activations(copy, x, {"layer": found}):
+    for rows, outputs, _ in record_activations(model, x, {"layer": model.get_layer(layer)}):
         features = np.asarray(ops.convert_to_numpy(pool(outputs["layer"][0], pooling)), np.float64)
         sums = sums + (y[rows] == classes[:, None]).astype(np.float64) @ features
         least = min(least, features.min())
     means = sums / (y == classes[:, None]).sum(axis=1, keepdims=True)
     spread = means.std(axis=1, keepdims=True)
-    targets = means + distance * spread * np.random.default_rng(seed).normal(size=means.shape)
+    targets = means + distance * spread * random.normal(size=means.shape)
     if least >= 0.0:
         targets = np.maximum(targets, 0.0)
 
@@ -79,5 +95,4 @@ def move_class_means(
         present = ops.cast(counts[:, 0] > 0, "float32")
         return strength * ops.sum(ops.mean(apart, axis=1) * present) / len(classes)
 
-    fit(keras.Model(copy.inputs, [copy.outputs[0], found.output]), x, y, seed, recipe, penalty=penalty)
-    return copy
+    return penalty

@@ -5,8 +5,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from deepsigns_tf.attacks.graphs import as_functional
 from deepsigns_tf.attacks.recipes import Recipe, copied, fit, puts_out_probabilities
-from deepsigns_tf.attacks.units import as_functional
 
 Tensor = Any
 

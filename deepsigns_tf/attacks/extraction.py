@@ -5,8 +5,8 @@ from collections.abc import Callable
 import keras
 import numpy as np
 
+from deepsigns_tf.attacks.graphs import as_functional, rebuilt
 from deepsigns_tf.attacks.recipes import Recipe, fit, puts_out_probabilities
-from deepsigns_tf.attacks.units import as_functional, rebuilt
 
 
 def distill(

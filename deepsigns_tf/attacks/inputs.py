@@ -5,12 +5,16 @@ and type. A thief changes all inputs alike, so what a change costs the task's ow
 """
 
 import io
+import math
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
 import PIL.Image
 import scipy.ndimage
+
+ImageChange = Callable[[np.ndarray, tuple[float, float]], np.ndarray]
 
 
 def add_noise(images: np.ndarray, relative_std: float, value_range: tuple[float, float], seed: int) -> np.ndarray:
@@ -158,6 +162,60 @@ def crop_randomly(images: np.ndarray, share: float, value_range: tuple[float, fl
         np.stack(windows), (height, width), interpolation="bilinear", data_format="channels_last"
     )
     return _restored(keras.ops.convert_to_numpy(enlarged).reshape(images.shape), images, value_range)
+
+
+def mirror(images: np.ndarray) -> np.ndarray:
+    """Mirrors every image, left to right.
+
+    Args:
+        images: Images.
+
+    Raises:
+        ValueError: If these are no images.
+
+    Example:
+
+    >>> mirror(np.array([[[1, 2], [3, 4]]])).tolist()
+    [[[2, 1], [4, 3]]]
+
+    Source: Lukas et al., S&P 2022, "input flipping".
+    """
+    return np.ascontiguousarray(_checked(images)[:, :, ::-1])
+
+
+def of_model(change: ImageChange, x: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """A change of images as one of a model's inputs.
+
+    Args:
+        change: `(images, value_range) -> images`.
+        x: Inputs that the model was trained on, whose range is that of a pixel: images, or rows of a square image's pixels.
+
+    Returns:
+        From inputs to changed inputs of the same shape and type. What lies outside of the range, as noise may, is cut off first.
+
+    Raises:
+        ValueError: If these are neither images nor rows of a square image's pixels.
+
+    Example:
+
+    >>> pixels = np.array([[0.0, 0.25, 0.5, 1.0]])
+    >>> of_model(lambda images, value_range: mirror(images), pixels)(pixels).tolist()
+    [[0.25, 0.0, 1.0, 0.5]]
+    """
+    side = math.isqrt(x.shape[1]) if x.ndim == 2 else 0
+    # Integers in rows are tokens.
+    if not (x.ndim == 4 or (x.dtype.kind == "f" and x.ndim == 2 and side * side == x.shape[1])):
+        raise ValueError(
+            "These inputs are no images. Expected arrays (n, height, width, channels), or rows of a square image's pixels, real numbers. "
+            f"Received: shape {x.shape}, dtype {x.dtype}"
+        )
+    value_range = float(x.min()), float(x.max())
+
+    def changed(inputs: np.ndarray) -> np.ndarray:
+        images = np.clip(inputs.reshape(-1, side, side) if inputs.ndim == 2 else inputs, *value_range)
+        return change(images.astype(inputs.dtype), value_range).reshape(inputs.shape)
+
+    return changed
 
 
 def _checked(images: np.ndarray) -> np.ndarray:

@@ -6,8 +6,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from deepsigns_tf.attacks.graphs import as_functional, rebuilt
 from deepsigns_tf.attacks.recipes import Recipe, fit
-from deepsigns_tf.attacks.units import as_functional, rebuilt
 from deepsigns_tf.owner_key import OwnerKey
 from deepsigns_tf.regularizers import SignatureRegularizer
 from deepsigns_tf.watermarked_model import WatermarkedModel

@@ -1,15 +1,17 @@
 """How a thief trains: what all attacks that train have in common."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
-from deepsigns_tf.attacks.units import as_functional, rebuilt
+from deepsigns_tf.attacks.graphs import as_functional, rebuilt
 
 Tensor = Any
+
+_STEPS_PER_EXECUTION = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +60,7 @@ def fit(
     seed: int,
     recipe: Recipe,
     label_smoothing: float = 0.0,
-    penalty: Callable[[Tensor, Tensor], Tensor] | None = None,
+    penalties: Sequence[Callable[[Tensor, Tensor], Tensor]] = (),
 ) -> keras.Model:
     """Trains a classifier in place.
 
@@ -69,7 +71,8 @@ def fit(
         seed: Of order, augmentation and dropout.
         recipe: How.
         label_smoothing: Share of the targets that all classes have alike, in [0, 1).
-        penalty: `(labels, activations) -> scalar` that is added to the loss, for a model whose second output are activations.
+        penalties: `(labels, activations) -> scalar`, added to the loss: one for each of the activations that the model puts out after
+            its answers.
 
     Returns:
         The model.
@@ -94,10 +97,8 @@ def fit(
     )
     keras.utils.set_random_seed(seed)
     optimizer = recipe.optimizer(recipe.learning_rate)
-    if penalty is None:
-        model.compile(optimizer, loss, metrics=["accuracy"])
-    else:
-        model.compile(optimizer, [loss, penalty], metrics=[["accuracy"], []])
+    # Accuracy is measured after the attack, not in every step; several steps a call spare what Python does between them.
+    model.compile(optimizer, [loss, *penalties] if penalties else loss, steps_per_execution=_STEPS_PER_EXECUTION)
     inputs, targets, num_rows = tf.constant(x), tf.constant(y), min(recipe.batch_size, len(x))
     rows = tf.data.Dataset.range(len(x)).shuffle(len(x), seed=seed).batch(num_rows, drop_remainder=True)
     seeds = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).batch(2, drop_remainder=True)
@@ -105,7 +106,9 @@ def fit(
 
     def examples(rows: Tensor, batch_seed: Tensor) -> tuple[Tensor, Any]:
         labels = tf.gather(targets, rows)
-        return augmentation(tf.gather(inputs, rows), batch_seed), labels if penalty is None else (labels, labels)
+        # Each output of a model that has several wants targets of its own.
+        wanted = (labels, *[labels for _ in penalties]) if penalties else labels
+        return augmentation(tf.gather(inputs, rows), batch_seed), wanted
 
     batches = tf.data.Dataset.zip(rows, seeds).map(examples, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
     callbacks = (

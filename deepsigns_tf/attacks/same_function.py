@@ -11,15 +11,9 @@ from typing import Any
 import keras
 import numpy as np
 
-from deepsigns_tf.attacks.units import (
-    WITH_KERNEL,
-    NewUnits,
-    UnitGroup,
-    as_functional,
-    rebuilt,
-    unit_groups,
-    with_units,
-)
+from deepsigns_tf.attacks.graphs import Graph, as_functional, rebuilt
+from deepsigns_tf.attacks.new_units import NewUnits, with_units
+from deepsigns_tf.attacks.units import WITH_KERNEL, UnitGroup, unit_groups
 
 
 def permute_units(model: keras.Model, seed: int) -> keras.Model:
@@ -217,32 +211,15 @@ def fold_batch_norm(model: keras.Model) -> keras.Model:
     section 3.2.
     """
     functional = as_functional(model)
-    takers: dict[int, list[Any]] = {}
-    makers: dict[int, Any] = {}
-    num_calls: collections.Counter[str] = collections.Counter()
-    kept = []
-
-    def note(layer: Any, *args: Any, **kwargs: Any) -> Any:
-        num_calls[layer.name] += 1
-        for each in keras.tree.flatten((args, kwargs)):
-            if isinstance(each, keras.KerasTensor):
-                takers.setdefault(id(each), []).append(layer)
-        outputs = layer(*args, **kwargs)
-        for each in keras.tree.flatten(outputs):
-            kept.append(each)
-            makers[id(each)] = layer
-        return outputs
-
-    copy = rebuilt(functional, call=note)
-    for each in copy.outputs:
-        takers.setdefault(id(each), []).append(None)
+    graph = Graph.of(functional)
+    takers = collections.Counter(name for calls in graph.calls.values() for call in calls for name in call)
+    takers.update(graph.outputs)
     foldable: dict[str, str] = {}
-    for tensor, layers in takers.items():
-        norm, maker = layers[0], makers.get(tensor)
-        if len(layers) != 1 or maker is None or num_calls[maker.name] != 1 or num_calls[getattr(norm, "name", "")] != 1:
-            continue
-        if _is_linear(maker) and _normalizes_units(norm, maker):
-            foldable[norm.name] = maker.name
+    for norm, calls in graph.calls.items():
+        maker = calls[0][0]
+        once = len(calls) == len(graph.calls.get(maker, ())) == takers[maker] == 1
+        if once and _is_folded_by(functional.get_layer(norm), functional.get_layer(maker)):
+            foldable[norm] = maker
     if not foldable:
         raise ValueError(
             "No BatchNorm can be folded. Expected one that follows a Dense layer or a convolution without activation, whose output goes "
@@ -336,11 +313,10 @@ def _doubled(
     return _widened(model, seed, fraction, plan)
 
 
-def _is_linear(layer: Any) -> bool:
-    return type(layer) in WITH_KERNEL and layer.activation is keras.activations.linear
-
-
-def _normalizes_units(norm: Any, maker: Any) -> bool:
+def _is_folded_by(norm: Any, maker: Any) -> bool:
+    """Whether one normalizes the units of the other, a linear layer."""
+    if type(maker) not in WITH_KERNEL or maker.activation is not keras.activations.linear:
+        return False
     if type(norm) is not keras.layers.BatchNormalization or getattr(maker, "data_format", None) == "channels_first":
         return False
     return norm.axis in (-1, len(maker.output.shape) - 1)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -20,6 +21,17 @@ from deepsigns_tf.attacks.fine_tuning import (
     shrink_and_tune,
     smooth_labels,
 )
+from deepsigns_tf.attacks.graphs import Graph, as_functional
+from deepsigns_tf.attacks.inputs import (
+    ImageChange,
+    add_noise,
+    blur,
+    compress_jpeg,
+    crop_randomly,
+    mirror,
+    of_model,
+    reduce_bit_depth,
+)
 from deepsigns_tf.attacks.overwriting import overwrite
 from deepsigns_tf.attacks.recipes import Recipe, head
 from deepsigns_tf.attacks.same_function import (
@@ -32,14 +44,29 @@ from deepsigns_tf.attacks.same_function import (
     rescale_units,
     split_units,
 )
-from deepsigns_tf.attacks.units import WITH_KERNEL, as_functional
+from deepsigns_tf.attacks.units import WITH_KERNEL
 from deepsigns_tf.attacks.weights import prune_globally, quantize_weights, round_to_float16, shift_weights
 from deepsigns_tf.carriers import Carrier
 from deepsigns_tf.owner_key import OwnerKey
 from deepsigns_tf.perturbations import prune_weights, shake_weights
 from deepsigns_tf.statistics import DecisionRule
 
-Family = Literal["paper", "modification", "same function", "extraction", "adaptive"]
+Family = Literal["paper", "modification", "same function", "input", "extraction", "adaptive"]
+
+
+def _image_change(function: Callable[..., np.ndarray], strength: Any, **settings: Any) -> ImageChange:
+    return lambda images, value_range: function(images, strength, value_range, **settings)
+
+
+# Changes of images on their way to a model.
+INPUT_CHANGES: dict[str, ImageChange] = {
+    **{f"noise, {100 * std:g} % of the range": _image_change(add_noise, std, seed=0) for std in (0.01, 0.05, 0.1)},
+    **{f"JPEG, quality {quality}": _image_change(compress_jpeg, quality) for quality in (95, 70, 45)},
+    **{f"blur, {std:g} pixels": _image_change(blur, std) for std in (0.5, 1.0)},
+    **{f"{bits} bits a number": _image_change(reduce_bit_depth, bits) for bits in (7, 5, 4)},
+    "mirrored": lambda images, value_range: mirror(images),
+    **{f"random crop to {100 * share:g} %": _image_change(crop_randomly, share, seed=0) for share in (0.9, 0.8)},
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -51,7 +78,7 @@ class Thief:
         y: `(n,)` integer labels.
         recipe: The task's own training: its epochs, and its first learning rate.
         strength: The weight that the thief's own mark has in the loss where it is "1 x": the owner's, by default of the program.
-        carriers: Names of the marked layers, with what the owner published about the mark: classes, bits and pooling.
+        carriers: Names of the marked layers (`graphs.flat_name`), with what the owner published about the mark: classes, bits and pooling.
         marks: Names of the layers that a thief marks who overwrites, with what they carry: the owner's carriers, by default of the
             program.
         seed: Of all that the thief draws. Keras draws the same weights from the same seed: take one that is nobody else's
@@ -76,7 +103,7 @@ class Thief:
 
     @property
     def tenth(self) -> Recipe:
-        """A tenth of the task's own training, at its first learning rate; so short that it keeps no backups."""
+        """A tenth of the task's own training, an epoch at least, at its first learning rate; so short that it keeps no backups."""
         return dataclasses.replace(self.recipe, epochs=max(1, round(0.1 * self.recipe.epochs)), backup_dir=None)
 
 
@@ -90,6 +117,8 @@ class Attack:
         run: `(model, thief) -> model`. It leaves the model as it is. A `ValueError` says that the model cannot be attacked in this way.
         trains: Whether it trains, and takes time.
         after: Name of another attack, from whose result it starts.
+        change: `thief -> change` of inputs on their way to the model, for a thief who answers questions; none by default. A `ValueError` as
+            for `run`.
 
     Example:
 
@@ -103,6 +132,7 @@ class Attack:
     run: Callable[[keras.Model, Thief], keras.Model]
     trains: bool = False
     after: str | None = None
+    change: Callable[[Thief], Callable[[np.ndarray], np.ndarray]] | None = None
 
     def __post_init__(self) -> None:
         if self.family not in get_args(Family):
@@ -111,19 +141,25 @@ class Attack:
             )
 
 
-SUITES = ("quick", "paper", "full")
+# What belongs to each.
+SUITES: dict[str, Callable[[Attack], bool]] = {
+    "quick": lambda attack: not attack.trains,
+    "paper": lambda attack: attack.family == "paper",
+    "brief": lambda attack: attack.family == "paper" or not attack.trains,
+    "full": lambda attack: True,
+}
 
 
 def suite(
-    name: str, fine_tuning_epochs: Sequence[int] = (50, 100, 200), overwriting_epochs: Sequence[int] = (10, 100)
+    name: str, fine_tuning_epochs: Sequence[int] = (10, 50, 100, 200), overwriting_epochs: Sequence[int] = (10, 100)
 ) -> tuple[Attack, ...]:
     """The attacks of a suite.
 
     Args:
-        name: `"quick"`, all that need no training; `"paper"`, pruning, fine-tuning and overwriting; `"full"`, everything.
+        name: `"quick"`, all that need no training; `"paper"`, pruning, fine-tuning and overwriting; `"brief"`, both; `"full"`, everything.
         fine_tuning_epochs: After how many epochs to look, rising; each stretch starts with a fresh optimizer.
-        overwriting_epochs: How long the thief marks, rising: at three strengths and in another layer for the first, at equal strength for
-            the others.
+        overwriting_epochs: After how many epochs of the thief's own marking to look, rising, as for fine-tuning: at three strengths and in
+            another layer for the first, at equal strength for the others.
 
     Returns:
         The attacks; each stands after the one that it starts from.
@@ -137,11 +173,10 @@ def suite(
     ['50 % pruned and retrained, 10 epochs', '80 % pruned and retrained, 10 epochs']
     """
     if name not in SUITES:
-        raise ValueError(f"Invalid value for argument `name`. Expected one of {SUITES}. Received: name={name!r}")
+        raise ValueError(f"Invalid value for argument `name`. Expected one of {tuple(SUITES)}. Received: name={name!r}")
     attacks = [*_pruning(), *_fine_tuning(fine_tuning_epochs), *_overwriting(overwriting_epochs)]
-    if name != "paper":
-        attacks += [*_modifications(), *_same_function(), *_extraction(), *_adaptive()]
-    return tuple(attack for attack in attacks if name != "quick" or not attack.trains)
+    attacks += [*_modifications(), *_same_function(), *_inputs(), *_extraction(), *_adaptive()]
+    return tuple(filter(SUITES[name], attacks))
 
 
 def thiefs_seed(name: str) -> int:
@@ -210,14 +245,15 @@ def _overwriting(all_epochs: Sequence[int]) -> list[Attack]:
         return _overwritten(model, thief, {_unmarked_layer(model, thief): carrier}, 1.0, epochs)
 
     attacks = []
-    for epochs in all_epochs:
+    first = all_epochs[0]
+    for before, epochs in zip((0, *all_epochs), all_epochs, strict=False):
         # The longer the thief trains, the fewer ways are tried.
-        shares = (0.1, 1.0, 3.0) if epochs == all_epochs[0] else (1.0,)
-        for share in shares:
-            run = functools.partial(_overwritten_in_place, relative_strength=share, epochs=epochs)
-            attacks.append(Attack(f"overwritten, {share:g} x, {epochs} epochs", "paper", run, trains=True))
-    run = functools.partial(elsewhere, epochs=all_epochs[0])
-    return [*attacks, Attack(f"overwritten in another layer, {all_epochs[0]} epochs", "paper", run, trains=True)]
+        for share in (1.0,) if before else (0.1, 1.0, 3.0):
+            run = functools.partial(_overwritten_in_place, relative_strength=share, epochs=epochs - before)
+            after = f"overwritten, {share:g} x, {before} epochs" if before else None
+            attacks.append(Attack(f"overwritten, {share:g} x, {epochs} epochs", "paper", run, trains=True, after=after))
+    run = functools.partial(elsewhere, epochs=first)
+    return [*attacks, Attack(f"overwritten in another layer, {first} epochs", "paper", run, trains=True)]
 
 
 def _overwritten_in_place(
@@ -276,8 +312,9 @@ def _modifications() -> list[Attack]:
     for share in (0.1, 0.3, 0.5):
         run = _drawn_by(shake_weights, relative_std=share)
         attacks.append(Attack(f"weights shaken by {share:g}", "modification", run))
-    for share in (1.5, 2.5):
-        name, run = f"weights shifted by {share:g}", _drawn_by(shift_weights, mean_share=share, relative_std=0.0)
+    for share, noise in itertools.product((1.5, 2.5), (0.0, 1.0)):
+        name = f"weights shifted by {share:g}" + (f" and shaken by {noise:g}" if noise else "")
+        run = _drawn_by(shift_weights, mean_share=share, relative_std=noise)
         attacks += [Attack(name, "modification", run), _then_tuned(name, "modification")]
 
     def fine_pruned(model: keras.Model, thief: Thief, fraction: float) -> keras.Model:
@@ -293,10 +330,15 @@ def _modifications() -> list[Attack]:
         return shrink_and_tune(model, thief.x, thief.y, thief.seed, shrinking=recipe, tuning=recipe)
 
     trained = {
-        "strong L2 and fine-tuned, 5 epochs each": shrunk,
+        "L2 of 0.1 and fine-tuned, 5 epochs each": shrunk,
         "labels smoothed by 0.3, 10 epochs": _trained_by(smooth_labels, 10, share=0.3),
         "30 % of the labels random, 10 epochs": _trained_by(corrupt_labels, 10, share=0.3),
-        "adversarial training, 5 epochs": _trained_by(train_adversarially, 5),
+        **{
+            f"adversarial training within {epsilon:g}, 5 epochs": _trained_by(
+                train_adversarially, 5, relative_epsilon=epsilon
+            )
+            for epsilon in (0.01, 0.25)
+        },
         "Neural Cleanse, 5 epochs": _trained_by(neural_cleanse, 5),
     }
     return attacks + [Attack(name, "modification", run, trains=True) for name, run in trained.items()]
@@ -343,6 +385,16 @@ def _disguised(model: keras.Model, thief: Thief) -> keras.Model:
     return rename_layers(model, thief.seed)
 
 
+def _inputs() -> list[Attack]:
+    def changed(thief: Thief, change: ImageChange) -> Callable[[np.ndarray], np.ndarray]:
+        return of_model(change, thief.x)
+
+    return [
+        Attack(name, "input", lambda model, thief: model, change=functools.partial(changed, change=change))
+        for name, change in INPUT_CHANGES.items()
+    ]
+
+
 def _extraction() -> list[Attack]:
     def distilled(model: keras.Model, thief: Thief, **settings: Any) -> keras.Model:
         return distill(model, thief.x, thief.seed, recipe=thief.recipe, **settings)
@@ -380,11 +432,8 @@ def _adaptive() -> list[Attack]:
     """Within a tenth of the task's own training."""
 
     def moved(model: keras.Model, thief: Thief, distance: float) -> keras.Model:
-        for layer, carrier in thief.carriers.items():
-            model = move_class_means(
-                model, thief.x, thief.y, thief.seed, layer, distance, pooling=carrier.pooling, recipe=thief.tenth
-            )
-        return model
+        layers = {layer: carrier.pooling for layer, carrier in thief.carriers.items()}
+        return move_class_means(model, thief.x, thief.y, thief.seed, layers, distance, recipe=thief.tenth)
 
     def crowded(model: keras.Model, thief: Thief, relative_strength: float) -> keras.Model:
         return _overwritten_in_place(model, thief, relative_strength, thief.tenth.epochs, times_the_bits=2)
@@ -405,14 +454,12 @@ def _adaptive() -> list[Attack]:
 
 
 def _kernels_from(model: keras.Model, carrier: str) -> list[str]:
-    """Names of the layer that makes what a marked layer puts out, and of those with a kernel after it."""
-    layers = as_functional(model).layers
-    marked = [layer.name for layer in layers].index(carrier)
-    with_kernel = [
-        number for number, layer in enumerate(layers) if any(len(weight.shape) > 1 for weight in layer.weights)
-    ]
-    maker = max(number for number in with_kernel if number <= marked)
-    return [layers[number].name for number in with_kernel if number >= maker]
+    """Names of the layer that makes what a marked layer puts out, and of those with a kernel that take it in, by the graph."""
+    functional = as_functional(model)
+    graph = Graph.of(functional)
+    with_kernel = [layer.name for layer in functional.layers if any(len(weight.shape) > 1 for weight in layer.weights)]
+    makers = [name for name in with_kernel if name in graph.before(carrier)][-1:]
+    return makers + [name for name in with_kernel if carrier in graph.before(name) and name not in makers]
 
 
 def _then_tuned(name: str, family: Family) -> Attack:
