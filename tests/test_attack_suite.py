@@ -52,7 +52,7 @@ def task_files(tmp_path_factory):
 
     reference = trained(build(), 5)
     reference.save(folder / "reference.keras")
-    key = ds.OwnerKey.generate("ACME Vision", [ds.Carrier("features", range(4), 32)])
+    key = ds.OwnerKey("ACME Vision", [ds.Carrier("features", range(4), 32)], ds.DecisionRule(), bytes(range(32)))
     key = key.with_reference(folder / "reference.keras").with_key_inputs(x[:256], y[:256], 32)
     marked = build(ds.SignatureRegularizer(key, "features", strength=3.0), ds.WatermarkedModel)
     marked.set_weights(reference.get_weights())

@@ -40,7 +40,7 @@ def model(data):
         keras.layers.Reshape((10, 1)),
         keras.layers.Conv1D(8, 3, activation="relu", name="maps"),
         keras.layers.Flatten(),
-        keras.layers.BatchNormalization(),
+        keras.layers.BatchNormalization(name="batch_normalization"),
         keras.layers.Dense(64, "relu", name="features"),
         keras.layers.Dropout(0.1),
         keras.layers.Dense(3, name="logits"),
@@ -105,7 +105,7 @@ def test_fine_tuning_lowers_the_loss(model, data):
 )
 def test_the_layers_that_are_asked_for_are_tuned(settings, changed, model, data):
     tuned = fine_tune(model, *data, seed=5, recipe=ONCE, **settings)
-    assert {name.split("_1")[0] for name in _changed(model, tuned)} == changed
+    assert set(_changed(model, tuned)) == changed
     kernels = [each.get_layer("logits").get_weights()[0] for each in (model, tuned)]
     correlation = np.corrcoef(kernels[0].ravel(), kernels[1].ravel())[0, 1]
     assert correlation < 0.6 if "new_layers" in settings else correlation > 0.95

@@ -50,11 +50,7 @@ def test_every_claimant_is_known():
 
 
 def test_some_false_claims(monkeypatch, tmp_path):
-    _check(
-        monkeypatch,
-        tmp_path,
-        {"fitted_key_inputs", "chosen_signature", "many_commitments", "replayed_evidence", "insider"},
-    )
+    _check(monkeypatch, tmp_path, {"fitted_key_inputs", "many_commitments", "insider"})
 
 
 @pytest.mark.slow

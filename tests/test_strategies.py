@@ -438,6 +438,7 @@ def test_a_process_whose_fellow_is_killed_ends_by_itself(workers):
 
 
 @needs_tensorflow
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [0, 1])
 def test_a_run_of_two_processes_that_was_killed_ends_where_it_would_have(number, workers, resumed):
     """The first one died after two epochs of the marked model."""
@@ -453,6 +454,7 @@ def test_a_run_of_two_processes_that_was_killed_ends_where_it_would_have(number,
 
 
 @needs_tensorflow
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [0, 1])
 def test_keras_own_loop_fails_in_two_processes(number, resumed):
     """When it no longer does, `strategies.fit` can go."""
