@@ -221,7 +221,7 @@ class Scene:
         if claim.refused:
             return Ruling(False, claim.refused)
         try:
-            evidence = None if claim.evidence is None else load_evidence(claim.evidence, self.root.pem)
+            evidence = None if claim.evidence is None else load_evidence(claim.evidence, self.root.pem, self.published)
             by_answers = not claim.owner_key.carriers
             verdict = (
                 ds.verify_predict_fn(
@@ -234,14 +234,12 @@ class Scene:
             return Ruling(False, f"refused: {str(error).rpartition('Received: ')[2]}")
         if not verdict.marked:
             return Ruling(False, f"p = 10^{verdict.log10_p_value:.1f}, above 10^{verdict.log10_alpha:.1f}")
-        if verdict.opened is None:
-            return Ruling(False, "no earlier commitment was shown")
-        if verdict.opened.time_stamp is None:
-            return Ruling(False, "the commitment has no date")
-        dated = verdict.opened.time_stamp.time
-        if dated >= self.published:
-            return Ruling(False, "committed to after the model was published", dated)
-        return Ruling(True, "", dated)
+        stamp = verdict.opened and verdict.opened.time_stamp
+        if stamp is None:
+            return Ruling(False, "no earlier commitment was shown, or one without a date")
+        if not verdict.committed:
+            return Ruling(False, "committed to after the model was published", stamp.time)
+        return Ruling(True, "", stamp.time)
 
 
 def fitted_key_inputs(scene: Scene) -> Claim:

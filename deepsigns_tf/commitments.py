@@ -189,6 +189,7 @@ class Opened:
         releases: Names of the releases that were stated with the carrier-to-layer map that the key holds.
         release_time_stamp: When the first of them was stated, likewise.
         num_other_maps: Releases of this commitment that were stated with another map.
+        suspect_since: Since when the suspect is known to exist, by whoever verifies; None where they do not say.
     """
 
     statement: Statement
@@ -197,6 +198,15 @@ class Opened:
     releases: tuple[str, ...]
     release_time_stamp: TimeStamp | None
     num_other_maps: int
+    suspect_since: datetime.datetime | None = None
+
+    @property
+    def committed(self) -> bool:
+        """Whether the statement is known to be older than the suspect. Who shows statements without a date may have made them today."""
+        return self._is_older(self.time_stamp)
+
+    def _is_older(self, time_stamp: TimeStamp | None) -> bool:
+        return time_stamp is not None and self.suspect_since is not None and time_stamp.time < self.suspect_since
 
     @property
     def factor(self) -> int:
@@ -205,18 +215,23 @@ class Opened:
 
     @property
     def layers_committed(self) -> bool:
-        """Whether one carrier-to-layer map was stated before a release, and no other."""
-        return bool(self.releases) and not self.num_other_maps
+        """Whether one carrier-to-layer map was stated before the suspect existed, and no other: later it could be chosen to suit it."""
+        return bool(self.releases) and not self.num_other_maps and self._is_older(self.release_time_stamp)
 
     def in_words(self) -> list[str]:
         """Sentences for `Decision.assumptions`."""
         if self.time_stamp is None:
-            dated = "no time-stamp of it was checked, so its date is for the verifier to judge"
+            dated = "no time-stamp of it was checked, so it may be younger than the suspect"
+        elif self.suspect_since is None:
+            dated = f"it existed on {_in_words(self.time_stamp)}; since when the suspect exists was not said"
         else:
-            dated = f"it existed on {_in_words(self.time_stamp)}, and whether the suspect is younger is for the verifier to judge"
+            compared = "not before" if self.committed else "already since"
+            dated = (
+                f"it existed on {_in_words(self.time_stamp)}, the suspect {compared} {_date(self.suspect_since)}, by the word of whoever "
+                "verifies"
+            )
         lines = [
-            f"that they were: statement {self.statement.number} of signing key {self.statement.public_key[:16]}... commits to this key; "
-            f"{dated}",
+            f"statement {self.statement.number} of signing key {self.statement.public_key[:16]}... commits to this key; {dated}",
             f"it is commitment {self.num_seeds} of that signing key, whose statements were checked without a gap: p was multiplied by "
             f"{self.factor}, so that all seeds it ever commits to err no more often than one",
             "that signing key is the claimant's, who holds no other and no second chain of statements: seeds committed to there would have "
@@ -227,9 +242,13 @@ class Opened:
             lines.append(
                 f"the carrier-to-layer map was stated before release {', '.join(map(repr, self.releases))}{when}"
             )
-        elif self.releases:
+        elif self.num_other_maps:
             lines.append(
                 f"releases with other carrier-to-layer maps were stated too ({self.num_other_maps}): no map counts as committed"
+            )
+        elif self.releases:
+            lines.append(
+                "that the carrier-to-layer map was stated before the suspect existed was not shown: it counts as not committed"
             )
         return lines
 
@@ -248,6 +267,8 @@ class Opened:
             "release_time": self.release_time_stamp and self.release_time_stamp.time.isoformat(),
             "layers_committed": self.layers_committed,
             "num_other_maps": self.num_other_maps,
+            "suspect_since": self.suspect_since and self.suspect_since.isoformat(),
+            "committed": self.committed,
         }
 
 
@@ -258,9 +279,11 @@ class Evidence:
     Args:
         statements: In their order.
         time_stamps: Number of a statement -> when it existed, for those with a time-stamp that was checked.
+        suspect_since: Since when the suspect is known to exist, with a time zone, by whoever verifies. Without it, or where no time-stamp
+            is older, the statements count seeds and nothing else: a claim is decided as one without a commitment.
 
     Raises:
-        ValueError: If the statements are no chain of one owner's.
+        ValueError: If the statements are no chain of one owner's, or the date has no time zone.
 
     Example:
 
@@ -272,8 +295,14 @@ class Evidence:
 
     statements: tuple[Statement, ...]
     time_stamps: Mapping[int, TimeStamp] = dataclasses.field(default_factory=dict)
+    suspect_since: datetime.datetime | None = None
 
     def __post_init__(self) -> None:
+        if self.suspect_since is not None and self.suspect_since.tzinfo is None:
+            raise ValueError(
+                "Invalid value for argument `suspect_since`. Expected a moment with a time zone. "
+                f"Received: suspect_since={self.suspect_since.isoformat()}"
+            )
         if not self.statements:
             raise ValueError("This evidence is empty. Expected at least one statement. Received: none")
         committed, previous, first = set(), None, self.statements[0]
@@ -339,6 +368,7 @@ class Evidence:
             releases=tuple(release.id for _, release in same),
             release_time_stamp=self.time_stamps.get(same[0][0]) if same else None,
             num_other_maps=len(releases) - len(same),
+            suspect_since=self.suspect_since,
         )
 
 
@@ -381,4 +411,8 @@ def _is_digest(value: Any) -> bool:
 
 
 def _in_words(time_stamp: TimeStamp) -> str:
-    return f"{time_stamp.time:%Y-%m-%d %H:%M:%S} UTC by the time-stamp of {time_stamp.authority}"
+    return f"{_date(time_stamp.time)} by the time-stamp of {time_stamp.authority}"
+
+
+def _date(moment: datetime.datetime) -> str:
+    return f"{moment.astimezone(datetime.UTC):%Y-%m-%d %H:%M:%S} UTC"

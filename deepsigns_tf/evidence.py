@@ -5,6 +5,7 @@ gap. Any folder may be hostile: files are looked at before they are read, and no
 how to check it without this package. Needs the extra `evidence` (`pip install "deepsigns_tf[evidence]"`).
 """
 
+import datetime
 import os
 import pathlib
 import stat
@@ -21,13 +22,17 @@ _MAX_STATEMENTS = 9999
 Folder = str | os.PathLike[str]
 
 
-def load_evidence(folder: Folder, roots: bytes | None = None) -> Evidence:
+def load_evidence(
+    folder: Folder, roots: bytes | None = None, suspect_since: datetime.datetime | None = None
+) -> Evidence:
     """Reads a folder and checks it: every statement, every signature, the chain, and the time-stamps.
 
     Args:
         folder: The folder.
         roots: Certificates in PEM of the time-stamping authorities that whoever verifies trusts. Without them time-stamps are not
-            looked at, and dates are for the verifier to judge.
+            looked at.
+        suspect_since: Since when the suspect is known to exist, with a time zone, from a source of the verifier's own. Only statements
+            with an older time-stamp count as commitments.
 
     Returns:
         The evidence.
@@ -69,7 +74,7 @@ def load_evidence(folder: Folder, roots: bytes | None = None) -> Evidence:
         raise ValueError(
             f"There is no evidence in this folder. Expected 0001.json and what goes with it. Received: folder={os.fspath(folder)}"
         )
-    return Evidence(tuple(statements), time_stamps)
+    return Evidence(tuple(statements), time_stamps, suspect_since)
 
 
 def add_statement(

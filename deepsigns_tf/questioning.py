@@ -74,7 +74,7 @@ class Questioning:
                 f"Received: suspect={suspect!r}, answers_file={os.fspath(answers_file)!r}"
             )
         self._opened = None if evidence is None else evidence.opened_by(owner_key)
-        self._committed = check_commitment(owner_key, commitment) or self._opened is not None
+        self._committed = check_commitment(owner_key, commitment, self._opened)
         self._inputs = _with_decoys(self._triggers.arrays, decoys)
         num_questions = len(next(iter(self._inputs.values())))
         domain = ("questions", owner_key.owner, SCHEME_VERSION, num_questions)

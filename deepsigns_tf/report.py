@@ -285,11 +285,12 @@ def _condition(verdict: Verdict | TriggerVerdict) -> str:
     """What the reader has to judge."""
     if not verdict.committed:
         return "This holds only if the key is older than the model, which was not shown."
-    stamp = verdict.opened and verdict.opened.time_stamp
-    if stamp:
+    if verdict.opened is not None and verdict.opened.committed:
+        stamp = verdict.opened.time_stamp
+        assert stamp is not None
         return (
-            f"This holds if the model is younger than {stamp.time:%Y-%m-%d %H:%M:%S} UTC: by then, so the time-stamp of {stamp.authority} "
-            "says, the key was fixed."
+            f"The key was fixed by {stamp.time:%Y-%m-%d %H:%M:%S} UTC, so the time-stamp of {stamp.authority} says, and the model exists "
+            f"since {verdict.opened.suspect_since:%Y-%m-%d %H:%M:%S} UTC, so whoever asked for this report says."
         )
     return "This holds if the model is younger than the key's commitment, which was checked; its date is for the reader to judge."
 
@@ -312,7 +313,7 @@ def _rule(verdict: Verdict | TriggerVerdict) -> str:
     compared = "is at most" if verdict.marked else "is above" if verdict.decided else "is held against"
     if not verdict.committed:
         fixed = "It stands in the key; when it was fixed was not shown."
-    elif verdict.opened and verdict.opened.time_stamp:
+    elif verdict.opened and verdict.opened.committed and verdict.opened.time_stamp:
         fixed = (
             f"It is part of the commitment, and so was fixed by {verdict.opened.time_stamp.time:%Y-%m-%d %H:%M:%S} UTC."
         )
@@ -352,7 +353,7 @@ def _steps(verdict: Verdict | TriggerVerdict) -> list[tuple[str, str]]:
         )
     ]
     if verdict.opened is not None:
-        shown = "--evidence=FOLDER --tsa_roots=ROOTS"
+        shown = "--evidence=FOLDER --tsa_roots=ROOTS --suspect_since=DATE"
         steps.append(
             (
                 "Check the statements' dates without this software; for their signatures see docs/evidence-format.md, section 3.",

@@ -148,7 +148,7 @@ def verify_predictions(
     """
     triggers = owner_key.derived_triggers
     opened = None if evidence is None else evidence.opened_by(owner_key)
-    committed = check_commitment(owner_key, commitment) or opened is not None
+    committed = check_commitment(owner_key, commitment, opened)
     answers = class_numbers(predictions, triggers.num_examples, triggers.num_classes, kind)
     num_matches = int(np.count_nonzero(answers == triggers.labels))
     if triggers.label_rule == "shuffled":
@@ -209,7 +209,7 @@ def verify_predict_fn(
             f"Invalid value for argument `batch_size`. Expected an integer >= 1. Received: batch_size={batch_size!r}"
         )
     opened = None if evidence is None else evidence.opened_by(owner_key)
-    committed = check_commitment(owner_key, commitment) or opened is not None
+    committed = check_commitment(owner_key, commitment, opened)
     answers = np.empty(0, np.int64)
     if stop_early:
         # Refuses labels that have no such test before anything is asked.

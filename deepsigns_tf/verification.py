@@ -91,7 +91,7 @@ class Decision:
         return "\n".join([*lines, "  assuming        " + "\n                  ".join(self.assumptions)])
 
     def _commitment_in_words(self) -> str:
-        if self.opened is not None:
+        if self.committed and self.opened is not None and self.opened.committed:
             return "earlier commitment checked in signed statements"
         return "earlier commitment checked" if self.committed else "no earlier commitment checked"
 
@@ -214,8 +214,8 @@ def verify(
         owner_key: The claimant's key, after `release` (it must know the carriers' widths).
         commitment: The commitment that the claimant published before training, taken by whoever verifies from a dated
             source of their own. With it the rule's level for committed claims applies.
-        evidence: The owner's signed statements, checked by `evidence.load_evidence`. They do what a commitment does, count the seeds that
-            the owner committed to, and may hold the carrier-to-layer map.
+        evidence: The owner's signed statements, checked by `evidence.load_evidence`. They count the seeds that the owner committed to;
+            what is dated before the suspect does what a commitment does, and may hold the carrier-to-layer map.
         search: Whether to try every layer, though the map was committed to.
         reference: The file whose hash stands in the key (`OwnerKey.with_reference`), if it is your own, for it is loaded in this process;
             else what `load_suspect` made of it. The suspect is then read in two more ways: its units are matched with the reference's, by
@@ -247,7 +247,7 @@ def verify(
             f"Received: key inputs {'set' if owner_key.key_inputs else 'missing'}, layers {'set' if owner_key.layers else 'missing'}"
         )
     opened = None if evidence is None else evidence.opened_by(owner_key)
-    committed = check_commitment(owner_key, commitment) or opened is not None
+    committed = check_commitment(owner_key, commitment, opened)
     if reference is None:
         ways = [(False, candidate_means(model, owner_key))]
     else:
@@ -305,18 +305,19 @@ def _as_recorded(found: dict[str, Candidates], owner_key: OwnerKey) -> dict[str,
     }
 
 
-def check_commitment(owner_key: OwnerKey, commitment: str | None) -> bool:
-    """Whether an earlier commitment was shown.
+def check_commitment(owner_key: OwnerKey, commitment: str | None, opened: Opened | None = None) -> bool:
+    """Whether a commitment was shown that is older than the suspect.
 
     Args:
         owner_key: The key.
-        commitment: The digits that the owner published, or None.
+        commitment: The digits that the owner published, from a dated source of the verifier's, or None.
+        opened: What signed statements say about the key; None where there are none.
 
     Returns:
-        False for None, True for the key's own digits.
+        True for the key's own digits and for a statement that is known to be older, else False.
 
     Raises:
-        ValueError: If they are another's.
+        ValueError: If the digits are another's.
 
     Example:
 
@@ -325,7 +326,7 @@ def check_commitment(owner_key: OwnerKey, commitment: str | None) -> bool:
     (False, True)
     """
     if commitment is None:
-        return False
+        return opened is not None and opened.committed
     if commitment.strip().lower() != owner_key.commitment():
         raise ValueError(
             "The commitment is not this key's. Expected the digits that the owner published before training. "
@@ -350,16 +351,24 @@ def assumptions_about_the_date(committed: bool, inputs: str, opened: Opened | No
     >>> len(assumptions_about_the_date(True, "key inputs"))
     2
     """
-    if opened is not None:
-        return opened.in_words()
+    of_statements = [] if opened is None else opened.in_words()
+    if opened is not None and opened.committed:
+        return [f"that they were: {of_statements[0]}", *of_statements[1:]]
     if committed:
-        return [
-            "that they were: the key's commitment was checked; its date is for the verifier to judge",
-            "the claimant committed to no other key for this claim: committing to many keys would have to be paid for",
-        ]
+        shown = ["that they were: the key's commitment was checked; its date is for the verifier to judge"]
+        # Statements count the seeds.
+        return (
+            [*shown, *of_statements]
+            if of_statements
+            else [
+                *shown,
+                "the claimant committed to no other key for this claim: committing to many keys would have to be paid for",
+            ]
+        )
     return [
         "that they were is NOT SHOWN, no earlier commitment was checked: the level leaves no room for trying seeds, but whoever "
-        f"makes a key after the model can fit its {inputs} to it"
+        f"makes a key after the model can fit its {inputs} to it",
+        *of_statements,
     ]
 
 

@@ -1,6 +1,7 @@
 """What the programs share that judge a claim: who claims which model and on what grounds, and the reading of a suspect."""
 
 import dataclasses
+import datetime
 import pathlib
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +11,12 @@ if TYPE_CHECKING:
     import deepsigns_tf as ds
     from deepsigns_tf.commitments import Evidence
 
-EVIDENCE_HELP = "The folder of signed statements that the claimant hands out; does what a commitment does, and more."
+EVIDENCE_HELP = "The folder of signed statements that the claimant hands out; does what a commitment does, and more, with --tsa_roots and --suspect_since."
 TSA_ROOTS_HELP = "Root certificates of the time-stamping authorities that you trust, in PEM, from a source of your own."
+SUSPECT_SINCE_HELP = (
+    "Since when the suspect is known to exist, from a source of your own: 2026-11-26, or with a time, UTC where it names no zone. Without "
+    "it, or without an older time-stamp, evidence only counts seeds."
+)
 COMMITMENT_HELP = "The commitment that the claimant published before training, from a dated source of your own."
 
 
@@ -36,6 +41,7 @@ class Claim:
     commitment: str | None = option(None, COMMITMENT_HELP)
     evidence: str | None = option(None, EVIDENCE_HELP)
     tsa_roots: str | None = option(None, TSA_ROOTS_HELP)
+    suspect_since: str | None = option(None, SUSPECT_SINCE_HELP)
     search: bool = option(
         False, "Try every layer, though the evidence says where the mark was put: a thief may have swapped names."
     )
@@ -49,10 +55,10 @@ def evidence_of(config: Any) -> "Evidence | None":
     """The checked statements of the claimant; None where none are given.
 
     Args:
-        config: Has `evidence` and `tsa_roots`.
+        config: Has `evidence`, `tsa_roots` and `suspect_since`.
 
     Raises:
-        ValueError: If something in the folder does not hold.
+        ValueError: If something in the folder does not hold, or the date is none.
         OSError: If it cannot be read.
     """
     if not config.evidence:
@@ -60,7 +66,23 @@ def evidence_of(config: Any) -> "Evidence | None":
     # Only here: it needs what an installation without the extra does not have.
     from deepsigns_tf.evidence import load_evidence
 
-    return load_evidence(config.evidence, roots_in(config.tsa_roots))
+    since = None if config.suspect_since is None else moment_in(config.suspect_since)
+    return load_evidence(config.evidence, roots_in(config.tsa_roots), since)
+
+
+def moment_in(text: str) -> datetime.datetime:
+    """What a flag says of a moment, in UTC.
+
+    Raises:
+        ValueError: If it is no date.
+    """
+    try:
+        moment = datetime.datetime.fromisoformat(text)
+    except ValueError as error:
+        raise ValueError(
+            f"Invalid value for flag `suspect_since`. Expected a date, as in 2026-11-26. Received: suspect_since={text!r}"
+        ) from error
+    return moment.replace(tzinfo=datetime.UTC) if moment.tzinfo is None else moment.astimezone(datetime.UTC)
 
 
 def roots_in(path: str | None) -> bytes | None:

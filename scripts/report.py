@@ -2,7 +2,8 @@
 
     python -m scripts.report --model=runs/mnist5k/marked.keras --owner_key=runs/mnist5k/owner.key \
         --unmarked=runs/mnist5k/unmarked.keras --output_dir=report
-    python -m scripts.report --model=suspect.keras --owner_key=owner.key --evidence=evidence --tsa_roots=authority.pem --output_dir=report
+    python -m scripts.report --model=suspect.keras --owner_key=owner.key --evidence=evidence --tsa_roots=authority.pem \
+        --suspect_since=2026-11-26 --output_dir=report
 
 The suspect is read as `scripts.verify` reads it, and with it what must come out otherwise or the same: the suspect with wrong keys, made
 here and thrown away; unmarked models, the same reading; and, with other inputs, the suspect again. The folder then holds `report.html` and
@@ -19,7 +20,7 @@ import platform
 import secrets
 from typing import TYPE_CHECKING, Any
 
-from scripts.claims import Claim, evidence_of, roots_in, verdict_of, way_of
+from scripts.claims import Claim, evidence_of, moment_in, roots_in, verdict_of, way_of
 from scripts.configs import command_line, option, run_program
 
 if TYPE_CHECKING:
@@ -42,9 +43,6 @@ class Config(Claim):
         "An .npz file with x_test and y_test, as `scripts.attack` takes it: examples that were not trained on; the mark must show in them.",
     )
     attacks: str | None = option(None, "What `scripts.attack` found for the marked model: its attacks.json.")
-    suspect_since: str | None = option(
-        None, "Since when the suspect is known to exist, by your word: 2026-11-26. Shown in the timeline."
-    )
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -71,7 +69,7 @@ def run(config: Config) -> dict[str, Any]:
     by = way_of(config, owner_key)
     held_out = None if config.held_out is None else _held_out_key(config.held_out, owner_key, by)
     attacks, tried = _attacks_in(config.attacks) if config.attacks else ([], {})
-    since = None if config.suspect_since is None else _date(config.suspect_since)
+    since = None if config.suspect_since is None else moment_in(config.suspect_since)
     folder = pathlib.Path(config.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -171,17 +169,8 @@ def _attacks_in(path: str) -> "tuple[list[AttackOutcome], dict[str, str]]":
     return outcomes, tried
 
 
-def _date(text: str) -> str:
-    try:
-        return datetime.date.fromisoformat(text).isoformat()
-    except ValueError as error:
-        raise ValueError(
-            f"Invalid value for flag `suspect_since`. Expected a date, as in 2026-11-26. Received: suspect_since={text!r}"
-        ) from error
-
-
 def _timeline(
-    config: Config, evidence: "Evidence | None", owner_key: "ds.OwnerKey", digest: str, since: str | None
+    config: Config, evidence: "Evidence | None", owner_key: "ds.OwnerKey", digest: str, since: datetime.datetime | None
 ) -> "list[Event]":
     from deepsigns_tf.report import Event, statement_events
 
@@ -189,8 +178,15 @@ def _timeline(
     if config.commitment:
         source = "no date: the digits came from whoever asked for this report"
         events.append(Event("", "The owner published the commitment to the key", owner_key.commitment(), source))
-    if since is not None:
-        events.append(Event(since, "The suspect exists", digest, "the word of whoever asked for this report"))
+    if config.suspect_since is not None:
+        events.append(
+            Event(
+                f"{moment_in(config.suspect_since):%Y-%m-%d %H:%M:%S} UTC",
+                "The suspect exists",
+                digest,
+                "the word of whoever asked for this report",
+            )
+        )
     now = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M:%S} UTC"
     return [*events, Event(now, "The suspect was read for this report", digest, "this computer's clock")]
 

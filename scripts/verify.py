@@ -2,7 +2,8 @@
 
     python -m scripts.verify --model=runs/mnist/marked.keras --owner_key=runs/mnist/owner.key
     python -m scripts.verify --model=runs/mnist/marked.keras --owner_key=runs/mnist/owner.key --by=answers
-    python -m scripts.verify --model=suspect.keras --owner_key=owner.key --evidence=evidence --tsa_roots=authority.pem
+    python -m scripts.verify --model=suspect.keras --owner_key=owner.key --evidence=evidence --tsa_roots=authority.pem \
+        --suspect_since=2026-11-26
 
 Exit status: 0 marked, 1 not marked, 2 everything else (bad flags, unreadable files, no reading, a crash). Python itself ends with
 1 where it cannot even start the program: a "not marked" counts with the words NOT MARKED on standard output.

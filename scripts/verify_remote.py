@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import pathlib
 
-from scripts.claims import COMMITMENT_HELP, EVIDENCE_HELP, TSA_ROOTS_HELP, evidence_of
+from scripts.claims import COMMITMENT_HELP, EVIDENCE_HELP, SUSPECT_SINCE_HELP, TSA_ROOTS_HELP, evidence_of
 from scripts.configs import option
 from scripts.verdicts import concluded, run_verification
 
@@ -55,6 +55,7 @@ class Config:
     commitment: str | None = option(None, COMMITMENT_HELP)
     evidence: str | None = option(None, EVIDENCE_HELP)
     tsa_roots: str | None = option(None, TSA_ROOTS_HELP)
+    suspect_since: str | None = option(None, SUSPECT_SINCE_HELP)
     verdict: str | None = option(None, "Where to write the verdict as JSON.")
 
 

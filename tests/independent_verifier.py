@@ -1,6 +1,6 @@
 """A second verifier, written from docs/evidence-format.md: NumPy and the standard library, nothing of `deepsigns_tf`.
 
-    python tests/independent_verifier.py owner.key dump.npz evidence
+    python tests/independent_verifier.py owner.key dump.npz evidence [--dated]
 
 It reads the opened key, a dump of a suspect's class means and the evidence folder, and says how many bits match and what p is by the hard
 test. Signatures and time-stamps are not looked at; section 3 of that page says which programs do.
@@ -267,14 +267,17 @@ def refusing(judge):
 
 
 @refusing
-def verify(key_path, dump_path, folder=None, search=False):
-    """Carrier -> where it was read and which bits match; the number of both; log10 p; whether the claim is proved."""
+def verify(key_path, dump_path, folder=None, dated=False, search=False):
+    """Carrier -> where it was read and which bits match; the number of both; log10 p; whether the claim is proved.
+
+    `dated` is for whoever has seen that the statements' time-stamps hold and are older than the suspect.
+    """
     key, (admissible, means) = read_key(key_path), read_dump(dump_path)
     assert key.header["decision"]["test"] == "hard", "only the hard test is known here"
     number, committed = opened(read_chain(folder), key) if folder is not None else (0, False)
     recorded = {name: (layer["path"], 0) for name, layer in key.layers.items()}
     here = all(place in means[name] and np.isfinite(means[name][place]).all() for name, place in recorded.items())
-    alone = committed and here and not search
+    alone = committed and dated and here and not search
     readings = {}
     for name, layer in key.layers.items():
         carrier = carrier_named(key, name)
@@ -294,7 +297,7 @@ def verify(key_path, dump_path, folder=None, search=False):
     num_matches = int(sum(matches.sum() for _, matches in readings.values()))
     factor = (1 if alone else math.prod(admissible.values())) * (number * (number + 1) if number else 1)
     log10_p = log10_tail(num_matches, num_bits, factor)
-    alpha = key.header["decision"]["alpha_committed" if number else "alpha"]
+    alpha = key.header["decision"]["alpha_committed" if number and dated else "alpha"]
     return {
         "readings": readings,
         "num_bits": num_bits,
@@ -306,6 +309,7 @@ def verify(key_path, dump_path, folder=None, search=False):
 
 
 if __name__ == "__main__":
-    found = verify(*sys.argv[1:])
+    files = [each for each in sys.argv[1:] if each != "--dated"]
+    found = verify(*files, dated="--dated" in sys.argv)
     print(f"{found['num_matches']} of {found['num_bits']} bits match, p = 10^{found['log10_p']:.2f}: ", end="")
     print("MARKED" if found["marked"] else "NOT MARKED")

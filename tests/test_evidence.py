@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import datetime
 import json
 import math
 import os
@@ -22,6 +23,7 @@ from deepsigns_tf.statistics import binomial_log10_tail
 evidence = pytest.importorskip("deepsigns_tf.evidence", reason="evidence needs `deepsigns_tf[evidence]`")
 
 from benchmarks.authorities import TIME_STAMPING, certified, time_stamp  # noqa: E402
+from deepsigns_tf.commitments import TimeStamp  # noqa: E402
 from deepsigns_tf.evidence import add_statement, add_time_stamp, load_evidence, statement_file  # noqa: E402
 from deepsigns_tf.signatures import SigningKey  # noqa: E402
 from deepsigns_tf.timestamps import time_stamp_request  # noqa: E402
@@ -82,7 +84,8 @@ def test_a_statement_is_two_files_and_is_made_once(folder):
     )
     assert add_statement(folder, SIGNING_KEY, make_key(bytes(32))).number == 3
     found = load_evidence(folder)
-    assert [each.number for each in found.statements] == [1, 2, 3] and found.opened_by(KEY).layers_committed
+    assert [each.number for each in found.statements] == [1, 2, 3]
+    assert found.opened_by(KEY).releases == ("1.0",)
 
 
 def test_a_statement_without_its_signature_is_none(folder):
@@ -230,10 +233,16 @@ def test_time_stamps_are_checked_where_somebody_is_trusted(folder, trusted):
 # The verdict
 
 
-def loaded(folder, *links):
+STATED, LATER = (datetime.datetime(year, 1, 2, tzinfo=datetime.UTC) for year in (2026, 2027))
+
+
+def loaded(folder, *links, suspect_since=LATER):
+    """What was stated, and dated by somebody who is trusted."""
     for key, *release in links:
         add_statement(folder, SIGNING_KEY, key, *release)
-    return load_evidence(folder)
+    found = load_evidence(folder)
+    stamps = {each.number: TimeStamp(STATED, "CN=Authority", each.number) for each in found.statements}
+    return dataclasses.replace(found, time_stamps=stamps, suspect_since=suspect_since)
 
 
 def test_evidence_decides_the_level(folder):
@@ -247,12 +256,55 @@ def test_evidence_decides_the_level(folder):
     opened = ds.verify(model, KEY, evidence=found)
     assert opened.marked and opened.committed and opened.log10_alpha == -6 and opened.headline == "MARKED"
     assert "earlier commitment checked in signed statements" in opened.summary()
-    assert "its date is for the verifier to judge" in opened.summary()
+    assert (
+        "it existed on 2026-01-02 00:00:00 UTC by the time-stamp of CN=Authority, the suspect not before 2027"
+        in opened.summary()
+    )
     assert opened.num_assignments == digits.num_assignments and opened.seed_factor == 2
     assert opened.log10_p_value == pytest.approx(digits.log10_p_value + math.log10(2))
     assert ds.verify(model, KEY, commitment=KEY.commitment(), evidence=found).log10_p_value == opened.log10_p_value
     report = opened.to_dict()
     assert report["opened"]["num_seeds"] == 1 and report["seed_factor"] == 2 and plain.to_dict()["opened"] is None
+
+
+@pytest.mark.parametrize("which", ["undated", "no date of the suspect", "younger than the suspect"])
+def test_a_statement_that_may_be_younger_than_the_suspect_counts_seeds_alone(folder, which):
+    """Anybody can fit a key to a model and state it afterwards."""
+    links = (KEY,), (KEY, "1.0", WEIGHTS)
+    found = loaded(folder, *links, suspect_since={"younger than the suspect": STATED}.get(which))
+    if which == "undated":
+        found = dataclasses.replace(load_evidence(folder), suspect_since=LATER)
+    model = make_model(KEY, num_wrong=20)
+    verdict, plain = ds.verify(model, KEY, evidence=found), ds.verify(model, KEY)
+    assert not verdict.marked and not verdict.committed and verdict.log10_alpha == plain.log10_alpha
+    assert verdict.num_assignments == plain.num_assignments > 1 and verdict.seed_factor == 2
+    assert "NOT SHOWN" in verdict.summary() and "it counts as not committed" in verdict.summary()
+    whole = ds.verify(make_model(KEY), KEY, evidence=found)
+    assert whole.headline == "MARKED, if the key is older than the model"
+    # Digits from a source of the verifier's own are dated there.
+    assert ds.verify(model, KEY, commitment=KEY.commitment(), evidence=found).marked
+    triggers = ds.OwnerKey("ACME Vision", [], ds.DecisionRule(), bytes(32)).with_triggers("noise", 100, 10, ONE_HOT)
+    late = dataclasses.replace(
+        loaded(folder, (triggers,)), suspect_since=found.suspect_since, time_stamps=found.time_stamps
+    )
+    assert not ds.verify_predictions(triggers.triggers.labels, triggers, evidence=late).committed
+
+
+def test_a_map_that_is_younger_than_the_suspect_spares_no_search(folder):
+    """The key is older, the map was chosen to suit the suspect."""
+    found = loaded(folder, (KEY,), (KEY, "1.0", WEIGHTS))
+    late = dataclasses.replace(found.time_stamps[2], time=LATER)
+    verdict = ds.verify(
+        make_model(KEY), KEY, evidence=dataclasses.replace(found, time_stamps=found.time_stamps | {2: late})
+    )
+    assert verdict.committed and verdict.num_assignments == ds.verify(make_model(KEY), KEY).num_assignments > 1
+
+
+def test_a_date_without_a_time_zone_is_none(folder):
+    with pytest.raises(
+        ValueError, match="Expected a moment with a time zone. Received: suspect_since=2027-01-01T00:00:00"
+    ):
+        loaded(folder, (KEY,), suspect_since=datetime.datetime(2027, 1, 1))
 
 
 def test_every_committed_seed_is_paid_for(folder):
@@ -387,6 +439,7 @@ def test_a_claim_from_commitment_to_verdict(files, trusted, capsys):
         "owner_key": str(files / "owner.key"),
         "evidence": str(files / "evidence"),
         "tsa_roots": str(files / "root.pem"),
+        "suspect_since": "2100-01-01",
     }
     config = verify.Config(
         str(files / "marked.keras"), **asked, dump=str(files / "dump.npz"), verdict=str(files / "verdict.json")
@@ -397,6 +450,12 @@ def test_a_claim_from_commitment_to_verdict(files, trusted, capsys):
     assert printed.startswith("MARKED: claim of ACME Vision\n") and "UTC by the time-stamp of CN=Authority" in printed
     assert json.loads((files / "verdict.json").read_text())["num_assignments"] == 1
     assert verify.run(verify.Config(str(files / "stranger.keras"), **asked)) == 1
+    # Stated today, of a suspect that is older.
+    capsys.readouterr()
+    assert verify.run(verify.Config(str(files / "marked.keras"), **asked | {"suspect_since": "2020-01-01"})) == 0
+    assert capsys.readouterr().out.startswith("MARKED, if the key is older than the model: claim of ACME Vision\n")
+    with pytest.raises(ValueError, match="Invalid value for flag `suspect_since`. Expected a date, as in 2026-11-26"):
+        verify.run(verify.Config(str(files / "marked.keras"), **asked | {"suspect_since": "yesterday"}))
     with np.load(files / "dump.npz") as dump:
         assert set(json.loads(dump["header"].tobytes())) == {"carriers", "means"} and dump["0"].shape == (
             NUM_CLASSES,

@@ -1,5 +1,6 @@
 """Files that released versions wrote: every later version opens them and comes to the same numbers."""
 
+import datetime
 import json
 
 import keras
@@ -12,6 +13,8 @@ from tests.fixtures.make import FOLDER, make
 
 evidence = pytest.importorskip("deepsigns_tf.evidence", reason="evidence needs `deepsigns_tf[evidence]`")
 
+# The suspect is younger than all versions.
+LATER = datetime.datetime(2100, 1, 1, tzinfo=datetime.UTC)
 VERSIONS = sorted(each.name for each in FOLDER.glob("[0-9]*"))
 
 
@@ -47,12 +50,12 @@ def test_key_statements_and_model_belong_together(folder):
     first, second = found.statements
     assert first.commitment == key.commitment()
     assert second.release.weights == weights_digest(keras.models.load_model(folder / "marked.keras"))
-    assert found.opened_by(key).layers_committed
+    assert found.opened_by(key).releases == ("1.0",)
 
 
 def test_the_verdicts_are_those_that_were_recorded(folder):
     key = ds.OwnerKey.load(folder / "owner.key")
-    found = evidence.load_evidence(folder / "evidence", (folder / "root.pem").read_bytes())
+    found = evidence.load_evidence(folder / "evidence", (folder / "root.pem").read_bytes(), LATER)
     with ds.load_suspect(folder / "marked.keras") as suspect:
         verdicts = {
             "weights": ds.verify(suspect, key, evidence=found),

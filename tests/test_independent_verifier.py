@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import dataclasses
+import datetime
 import itertools
 import json
 import pathlib
@@ -20,7 +21,7 @@ import deepsigns_tf as ds
 from deepsigns_tf import verification
 from deepsigns_tf.candidates import Candidates, Place
 from deepsigns_tf.carriers import CarrierLayer
-from deepsigns_tf.commitments import Evidence, Release, Statement, release_commitment
+from deepsigns_tf.commitments import Evidence, Release, Statement, TimeStamp, release_commitment
 from scripts.dumps import write_dump
 from tests import independent_verifier as second
 
@@ -127,13 +128,22 @@ def random_chain(random, key):
     return Evidence(tuple(statements))
 
 
+def dated(evidence):
+    """The same chain, all of it stated before the suspect existed."""
+    moment = datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC)
+    stamps = {each.number: TimeStamp(moment, "CN=Authority", each.number) for each in evidence.statements}
+    return Evidence(evidence.statements, stamps, moment + datetime.timedelta(days=1))
+
+
 def compare(seed, folder):
     """One random case, read by both."""
     random = np.random.default_rng(seed)
     key, labels, num_per_class = random_key(random)
     candidates = random_candidates(random, key)
     evidence = random_chain(random, key) if random.integers(3) else None
-    search = bool(random.integers(2))
+    search, is_dated = bool(random.integers(2)), bool(random.integers(2))
+    if evidence is not None and is_dated:
+        evidence = dated(evidence)
     key.save(folder / "owner.key")
     write_dump(folder / "dump.npz", candidates)
     chain = None
@@ -147,7 +157,7 @@ def compare(seed, folder):
     suspect = types.SimpleNamespace(caveats=())
     with mock.patch.object(verification, "candidate_means", lambda model, owner_key: candidates):
         verdict = ds.verify(suspect, key, evidence=evidence, search=search)
-    found = second.verify(folder / "owner.key", folder / "dump.npz", chain, search)
+    found = second.verify(folder / "owner.key", folder / "dump.npz", chain, is_dated, search)
 
     assert (found["num_bits"], found["num_matches"]) == (verdict.num_bits, verdict.num_matches)
     assert found["factor"] == verdict.num_assignments * verdict.seed_factor
@@ -180,7 +190,7 @@ def test_the_cases_are_of_all_kinds(tmp_path):
     """Else agreement would mean little."""
     verdicts = [compare(seed, tmp_path) for seed in range(100)]
     kinds = {
-        (verdict.marked, verdict.opened is not None, verdict.num_assignments == 1, len(verdict.readings) > 1)
+        (verdict.marked, verdict.committed, verdict.num_assignments == 1, len(verdict.readings) > 1)
         for verdict in verdicts
     }
     assert {kind[:2] for kind in kinds} >= set(itertools.product((False, True), (False, True)))

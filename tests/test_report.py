@@ -182,6 +182,7 @@ CLAIM = {
     "model": str(FIXTURE / "marked.keras"),
     "owner_key": str(FIXTURE / "owner.key"),
     "evidence": str(FIXTURE / "evidence"),
+    "suspect_since": "2099-01-01",
     "tsa_roots": str(FIXTURE / "root.pem"),
 }
 
@@ -207,7 +208,6 @@ def test_the_program_reports_on_a_claim_with_all_controls(tmp_path):
         unmarked=str(FIXTURE / "unmarked.keras"),
         held_out=str(FIXTURE / "held_out.npz"),
         attacks=attacked(tmp_path),
-        suspect_since="2099-01-01",
     )
     value = run(config)
     assert sorted(each.name for each in (tmp_path / "report").iterdir()) == ["report.html", "report.json"]
