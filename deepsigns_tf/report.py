@@ -369,7 +369,9 @@ def _steps(verdict: Verdict | TriggerVerdict) -> list[tuple[str, str]]:
         (
             "Judge what was read without this software, with a program that needs NumPy alone, or one of your own: docs/evidence-format.md "
             "says everything that it needs, byte for byte.",
-            "python tests/independent_verifier.py KEY dump.npz" + (" FOLDER" if verdict.opened is not None else ""),
+            "python tests/independent_verifier.py KEY dump.npz"
+            + (" FOLDER" if verdict.opened is not None else "")
+            + (" --dated" if verdict.opened is not None and verdict.opened.committed else ""),
         ),
     ]
 

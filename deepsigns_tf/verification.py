@@ -205,7 +205,7 @@ def verify(
     assignment is reported. The width stands in the key but not in the commitment, so the factor in p (Bonferroni) counts
     every layer that is wide enough for the bits.
 
-    Where the evidence holds a statement of the carrier-to-layer map from before the release, a suspect whose layers still bear the names
+    Where the evidence holds a statement of the carrier-to-layer map from before the suspect, one whose layers still bear the names
     is read there alone, and pays for no other layer. Names decide that, never bits, so p stays exact. A thief may have swapped names:
     ask for a search then, and know that whoever reads both ways has two tests, which err twice as often.
 
