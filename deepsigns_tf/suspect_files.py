@@ -30,6 +30,10 @@ _FREE_BYTES = 1 << 20
 _MAX_RATIO = 100
 # The most digits of a number in JSON: more than 64 bits need.
 _MAX_DIGITS = 20
+# The most sizes of a kernel: those of `Conv3D`.
+_MAX_AXES = 3
+# The largest number of weights that is told.
+_MAX_WEIGHTS = 10**18
 # A weight may take half a byte; the archive holds them all.
 _WEIGHTS_PER_BYTE = 2
 
@@ -167,7 +171,7 @@ def look_at_file(
         refuse(
             f"This file's {CONFIG} asks for more weights than there are",
             f"at most {_WEIGHTS_PER_BYTE * len(weights)}, for a {WEIGHTS} of {len(weights)} bytes",
-            f"{num_weights} weights",
+            f"{num_weights} weights" if num_weights <= _MAX_WEIGHTS else f"more than {_MAX_WEIGHTS} weights",
         )
     return LookedAt(json.dumps(trimmed), weights, num_weights, hashlib.sha256(content).hexdigest())
 
@@ -195,17 +199,19 @@ def parse_json(data: bytes, max_bytes: int, max_depth: int) -> Any:
     if len(data) > max_bytes:
         refuse(wrong, f"at most {max_bytes} bytes", f"{len(data)} bytes")
     depth = deepest = 0
-    for bracket in re.findall(rb"[\[{\]}]", re.sub(rb'"(?:[^"\\]|\\.)*+"', b"", data)):
+    # A string that nobody ends goes to the end: looked for anew from each of its quotes, it would take hours.
+    for bracket in re.sub(rb'"(?:[^"\\]|\\.)*+"?|[^"\[{\]}]+', b"", data, flags=re.DOTALL):
         depth += 1 if bracket in b"[{" else -1
         deepest = max(deepest, depth)
     if deepest > max_depth:
         refuse(wrong, f"at most {max_depth} levels of lists and objects", f"{deepest} levels")
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            keys = [key for key, _ in pairs]
-            refuse(wrong, "each key once", f"twice {shown(next(key for key in keys if keys.count(key) > 1))}")
+        found: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in found:
+                refuse(wrong, "each key once", f"twice {shown(key)}")
+            found[key] = value
         return found
 
     def integer(digits: str) -> int:
@@ -449,8 +455,16 @@ def _weights_of(described: dict[str, Any]) -> int:
     if name in ("LSTM", "GRU", "SimpleRNN"):
         gates = {"LSTM": 4, "GRU": 3, "SimpleRNN": 1}[name]
         return gates * (product(channels, units) + product(units, units))
-    if re.fullmatch(r"Conv[123]D(Transpose)?", name) and isinstance(config.get("kernel_size"), list):
-        per_group = product(channels, config.get("filters"), *config["kernel_size"])
+    kernel_size = config.get("kernel_size")
+    if re.fullmatch(r"Conv[123]D(Transpose)?", name) and isinstance(kernel_size, list):
+        if len(kernel_size) > _MAX_AXES:
+            # The product of a long list has more digits than can be multiplied, or written, in time.
+            refuse(
+                f"This file's {CONFIG} is malformed",
+                f"a kernel_size of {name} of at most {_MAX_AXES} numbers",
+                f"{len(kernel_size)} of them",
+            )
+        per_group = product(channels, config.get("filters"), *kernel_size)
         groups = config.get("groups")
         return per_group // groups if isinstance(groups, int) and groups > 0 else per_group
     return 0
