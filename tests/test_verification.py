@@ -568,7 +568,9 @@ def test_a_width_that_no_layer_has_costs_nothing(monkeypatch):
     key = make_key()
     key = key.with_layers([CarrierLayer(layer.carrier, layer.path, 10**9) for layer in key.layers])
     monkeypatch.setattr(ds.OwnerKey, "projection", lambda *_: pytest.fail("A projection was derived."))
-    with pytest.raises(ValueError, match="Expected a layer with 1000000000 finite features. Received: no layer of that"):
+    with pytest.raises(
+        ValueError, match="Expected a layer with 1000000000 finite features. Received: no layer of that"
+    ):
         ds.verify(chain(random_means()), key)
 
 
