@@ -12,9 +12,10 @@ import math
 import os
 import re
 import stat
+import types
 import zipfile
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
 from deepsigns_tf.suspect_builtins import CLASSES, FUNCTIONS, REFUSED_LAYERS, VALUES, VOCABULARIES
@@ -34,6 +35,7 @@ _MAX_DIGITS = 20
 _MAX_AXES = 3
 # The largest number of weights that is told.
 _MAX_WEIGHTS = 10**18
+_NO_CUSTOM: Mapping[str, tuple[str, str]] = types.MappingProxyType({})
 # A weight may take half a byte; the archive holds them all.
 _WEIGHTS_PER_BYTE = 2
 
@@ -133,14 +135,14 @@ def shown(value: object) -> str:
 
 
 def look_at_file(
-    path: str | os.PathLike[str], limits: SuspectLimits, custom_names: Collection[str] = frozenset()
+    path: str | os.PathLike[str], limits: SuspectLimits, custom: Mapping[str, tuple[str, str]] = _NO_CUSTOM
 ) -> LookedAt:
     """Looks at a `.keras` file without loading anything.
 
     Args:
         path: The file.
         limits: What it may ask for.
-        custom_names: Names of classes and functions that the caller allows.
+        custom: Registered name of what the caller allows -> its module and its class name, `"function"` for a function.
 
     Returns:
         What may be loaded, once its weights were looked at too.
@@ -165,7 +167,7 @@ def look_at_file(
         refuse(f"This file's {CONFIG} describes no model", "an object with a class name", shown(parsed))
     # It is not trained here, and what it was trained with may be code of its makers, in all innocence.
     trimmed = _without_training(parsed)
-    _check_names(trimmed, custom_names)
+    _check_names(trimmed, custom)
     num_weights = sum(_weights_of(each) for each in _objects(trimmed))
     if num_weights > _WEIGHTS_PER_BYTE * len(weights):
         refuse(
@@ -374,19 +376,19 @@ def _objects(value: Any) -> Iterator[dict[str, Any]]:
             yield from _objects(each)
 
 
-def _check_names(value: Any, custom_names: Collection[str], key: str = "") -> None:
+def _check_names(value: Any, custom: Mapping[str, tuple[str, str]], key: str = "") -> None:
     """Holds every name in a configuration against the list."""
     if isinstance(value, dict):
         if not {"class_name", "spec_name"}.isdisjoint(value):
-            _check_object(value, custom_names)
+            _check_object(value, custom)
         for name, each in value.items():
             if name in VOCABULARIES:
                 _check_vocabulary(name, each)
             else:
-                _check_names(each, custom_names, name)
+                _check_names(each, custom, name)
     elif isinstance(value, list):
         for each in value:
-            _check_names(each, custom_names, key)
+            _check_names(each, custom, key)
     elif isinstance(value, str) and ("://" in value or re.match(r"[/~]|\.\.?[/\\]|\.\.$", value) or "\0" in value):
         refuse(
             f"This file's {CONFIG} names a place outside", "no paths and no addresses", f"{shown(key)}: {shown(value)}"
@@ -399,20 +401,22 @@ def _check_vocabulary(name: str, value: Any) -> None:
         refuse(f"This file's {CONFIG} would read a file", f"{name} as a list", f"{name}: {shown(value)}")
 
 
-def _check_object(described: dict[str, Any], custom_names: Collection[str]) -> None:
+def _check_object(described: dict[str, Any], custom: Mapping[str, tuple[str, str]]) -> None:
     module, class_name, registered_name = (described.get(name) for name in ("module", "class_name", "registered_name"))
     wrong, received = (
         f"This file's {CONFIG} names what is not on the list of Keras' own parts",
         f"class_name {shown(class_name)} of module {shown(module)}, registered as {shown(registered_name)}",
     )
     expected = "layers, initializers, regularizers, constraints and activations of Keras that run no code of a file's"
+    if custom:
+        expected += ", or the custom objects " + ", ".join(
+            f"{name} of module {place}" for name, (place, _) in custom.items()
+        )
     if not all(each is None or isinstance(each, str) for each in (module, class_name, registered_name)):
         refuse(wrong, expected, received)
     if class_name in REFUSED_LAYERS:
         refuse(wrong, expected, f"{received}, which {REFUSED_LAYERS[class_name]}")
     inner = described.get("config")
-    if "spec_name" not in described and (registered_name or class_name) in custom_names:
-        return
     if class_name in VALUES and module is None:
         _check_value(inner)
         return
@@ -420,7 +424,9 @@ def _check_object(described: dict[str, Any], custom_names: Collection[str]) -> N
     allowed = (FUNCTIONS if class_name == "function" else CLASSES).get(module or "", frozenset())
     if "spec_name" in described or not isinstance(named, str):
         refuse(wrong, expected, received)
-    if class_name == "function" and named in custom_names:
+    # By the name that Keras looks up; alone, it would let any class of any module through.
+    looked_up = named if class_name == "function" else registered_name or named
+    if custom.get(looked_up) == (module, class_name) and registered_name in (None, looked_up):
         return
     if named not in allowed or registered_name not in (None, named, class_name):
         refuse(wrong, expected, received + (f", function {shown(named)}" if class_name == "function" else ""))
