@@ -551,6 +551,7 @@ def test_brackets_in_strings_are_not_deep():
         {"content": 1, "arrays": [["<f4", [-1]]]},
         {"content": 1, "arrays": [["<f4", [True]]]},
         {"content": 1, "arrays": [["<f4", [1] * 20]]},
+        {"content": 1, "arrays": [["<f8", [0, 1 << 39, 1 << 39]]]},
         [],
     ],
 )
