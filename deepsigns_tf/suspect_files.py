@@ -18,6 +18,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
+from deepsigns_tf.files import read_regular_file
 from deepsigns_tf.suspect_builtins import CLASSES, FUNCTIONS, REFUSED_LAYERS, VALUES, VOCABULARIES
 
 CONFIG, METADATA, WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
@@ -241,16 +242,7 @@ def parse_json(data: bytes, max_bytes: int, max_depth: int) -> Any:
 
 
 def _bytes_of(path: str | os.PathLike[str], limits: SuspectLimits) -> bytes:
-    if os.path.isdir(path):
-        refuse("This file is not loaded", "a `.keras` archive", "a folder")
-    # A pipe without a writer would keep us waiting.
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-    with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            refuse("This file is not loaded", "a regular file", "a pipe, socket or device")
-        data = file.read(limits.file_bytes + 1)
-    if len(data) > limits.file_bytes:
-        refuse("This file is not loaded", f"at most {limits.file_bytes} bytes", "more")
+    data = read_regular_file(path, limits.file_bytes, "This file is not loaded")
     if not data.startswith(b"PK\x03\x04"):
         refuse("This file is not loaded", "a `.keras` archive", _kind(data))
     return data
