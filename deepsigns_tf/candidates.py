@@ -185,9 +185,8 @@ def best_readings(candidates: Mapping[str, Candidates], owner_key: OwnerKey) -> 
     readings = []
     for layer in owner_key.layers:
         means = candidates[layer.carrier].means
-        reader = SignatureReader(owner_key, layer.carrier, layer.num_units)
-        found = {place: reader.read(each, str(place)) for place, each in means.items() if np.isfinite(each).all()}
-        if not found:
+        finite = {place: each for place, each in means.items() if np.isfinite(each).all()}
+        if not finite:
             raise ValueError(
                 f"There is no reading for carrier {layer.carrier!r}. Expected a layer with {layer.num_units} finite features. "
                 + (
@@ -196,6 +195,9 @@ def best_readings(candidates: Mapping[str, Candidates], owner_key: OwnerKey) -> 
                     else "Received: no layer of that width"
                 )
             )
+        # Only now: the width stands in the key, and what it asks for may exceed any machine's memory.
+        reader = SignatureReader(owner_key, layer.carrier, layer.num_units)
+        found = {place: reader.read(each, str(place)) for place, each in finite.items()}
         # The recorded layer wins a tie: copies of one output (a dropout layer at inference) read the same. Far below chance the
         # logarithms of different tails are one number.
         best = min(

@@ -8,10 +8,9 @@ how to check it without this package. Needs the extra `evidence` (`pip install "
 import datetime
 import os
 import pathlib
-import stat
 
 from deepsigns_tf.commitments import Evidence, Release, Statement, TimeStamp, release_commitment
-from deepsigns_tf.files import write_atomically
+from deepsigns_tf.files import read_regular_file, write_atomically
 from deepsigns_tf.owner_key import OwnerKey
 from deepsigns_tf.signatures import SigningKey, check_signature
 from deepsigns_tf.timestamps import check_time_stamp, read_time_stamp
@@ -175,13 +174,4 @@ def _is_statement(name: str) -> bool:
 
 def _content(path: pathlib.Path) -> bytes:
     """A small, regular file: no link, pipe or device that somebody put there."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > _MAX_BYTES:
-            raise ValueError(
-                f"This file is no part of any evidence. Expected a regular file of at most {_MAX_BYTES} bytes. Received: {os.fspath(path)}"
-            )
-        return os.read(descriptor, _MAX_BYTES + 1)
-    finally:
-        os.close(descriptor)
+    return read_regular_file(path, _MAX_BYTES, "This file is no part of any evidence", follow_links=False)

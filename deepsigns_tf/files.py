@@ -3,6 +3,7 @@
 import hashlib
 import os
 import pathlib
+import stat
 import tempfile
 
 
@@ -37,6 +38,52 @@ def write_atomically(path: str | os.PathLike[str], data: bytes, mode: int | None
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def read_regular_file(path: str | os.PathLike[str], max_bytes: int, wrong: str, follow_links: bool = True) -> bytes:
+    """Content of a file that somebody else may have put there: looked at before it is read.
+
+    Args:
+        path: The file.
+        max_bytes: The most that it may hold.
+        wrong: What the error says first.
+        follow_links: Whether `path` may be a symbolic link.
+
+    Returns:
+        The content; of a file that grows meanwhile, what it held at first.
+
+    Raises:
+        ValueError: If it is a folder, pipe, socket or device, or too large.
+        OSError: If it cannot be read, or is a link that is not followed.
+
+    Example:
+
+    >>> import pathlib, tempfile
+    >>> path = pathlib.Path(tempfile.mkdtemp(), "note.txt")
+    >>> write_atomically(path, b"whole")
+    >>> read_regular_file(path, 5, "This note is not read")
+    b'whole'
+    """
+    # A pipe without a writer would keep us waiting.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | (0 if follow_links else getattr(os, "O_NOFOLLOW", 0))
+    descriptor = os.open(path, flags)
+    try:
+        status = os.fstat(descriptor)
+        received = ""
+        if stat.S_ISDIR(status.st_mode):
+            received = "a folder"
+        elif not stat.S_ISREG(status.st_mode):
+            received = "a pipe, socket or device"
+        elif status.st_size > max_bytes:
+            received = f"{status.st_size} bytes"
+        if received:
+            raise ValueError(
+                f"{wrong}. Expected a regular file of at most {max_bytes} bytes. Received: {received}, {os.fspath(path)}"
+            )
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            return file.read(status.st_size)
+    finally:
+        os.close(descriptor)
 
 
 def file_digest(path: str | os.PathLike[str]) -> str:

@@ -4,7 +4,6 @@ import hashlib
 import io
 import json
 import os
-import pathlib
 import zipfile
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -13,7 +12,7 @@ import numpy as np
 
 from deepsigns_tf.activations import Inputs
 from deepsigns_tf.examples import Examples
-from deepsigns_tf.files import write_atomically
+from deepsigns_tf.files import read_regular_file, write_atomically
 
 Key = TypeVar("Key")
 
@@ -21,6 +20,8 @@ _FORMAT_VERSION = 1
 _MAGIC = b"deepsigns_tf owner key\n"
 # All that a key file holds, unpacked: a small file may unpack to more than a machine has.
 _MAX_BYTES = 2**31
+# What cannot be compressed grows a little.
+_MAX_FILE_BYTES = _MAX_BYTES + _MAX_BYTES // 1000
 
 
 def write_key_file(path: str | os.PathLike[str], header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
@@ -57,18 +58,18 @@ def read_key_file(path: str | os.PathLike[str], revive: Callable[[dict[str, Any]
         What `revive` makes of it.
 
     Raises:
-        ValueError: If the file is foreign, truncated, altered, of a newer version, malformed, or holds more than 2 GiB.
+        ValueError: If the file is no regular one, foreign, truncated, altered, of a newer version, malformed, or holds more than 2 GiB.
         OSError: If it cannot be opened.
 
     Example:
 
-    >>> import tempfile
+    >>> import pathlib, tempfile
     >>> path = pathlib.Path(tempfile.mkdtemp(), "owner.key")
     >>> write_key_file(path, {"owner": "ACME Vision"}, {"seed": np.zeros(32, np.uint8)})
     >>> read_key_file(path, lambda header, arrays: (header["owner"], arrays["seed"].shape))
     ('ACME Vision', (32,))
     """
-    content = pathlib.Path(path).read_bytes()
+    content = read_regular_file(path, _MAX_FILE_BYTES, "This file is not a readable owner key")
     if not content.startswith(_MAGIC):
         raise _unreadable(path, "it does not begin like one")
     digest, data = content[len(_MAGIC) : len(_MAGIC) + 32], content[len(_MAGIC) + 32 :]

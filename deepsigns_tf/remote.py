@@ -9,7 +9,7 @@ import json
 import os
 import ssl
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol
 
 import anyio
@@ -185,6 +185,60 @@ class JsonEndpoint:
         return reply
 
 
+class UnfitReplyError(Exception):
+    """A reply that is not read, or not to its end; the text says what it is."""
+
+
+def exchanged(
+    url: str,
+    body: Mapping[str, Any],
+    deadline: float,
+    max_bytes: int,
+    look: Callable[[httpx.Response], None],
+    settings: Mapping[str, Any],
+) -> bytes:
+    """Posts a request and reads the whole reply, of a bounded size and in bounded time, however it trickles.
+
+    Args:
+        url: Where to.
+        body: The request's, as `content` or `json` of `httpx.AsyncClient.stream`.
+        deadline: Seconds that all of it may take.
+        max_bytes: The most that the reply may hold.
+        look: Sees status and headers, and raises where they are not what is wanted.
+        settings: Of the `httpx.AsyncClient`.
+
+    Returns:
+        The reply's body.
+
+    Raises:
+        UnfitReplyError: If the reply is compressed or too large.
+        TimeoutError: If it took longer.
+        httpx.HTTPError: If there was none.
+    """
+
+    async def exchange() -> bytes:
+        content = bytearray()
+        # A client for each request: none is left open, whatever the server does.
+        with anyio.fail_after(deadline):
+            async with (
+                httpx.AsyncClient(**settings) as client,
+                # Nothing small may become large here.
+                client.stream("POST", url, headers={"Accept-Encoding": "identity"}, **body) as response,
+            ):
+                look(response)
+                if response.headers.get("Content-Encoding", "identity") != "identity":
+                    raise UnfitReplyError("a compressed reply, which was not asked for")
+                async for part in response.aiter_bytes():
+                    content += part
+                    if len(content) > max_bytes:
+                        raise UnfitReplyError(f"a reply of more than {max_bytes} bytes")
+        return bytes(content)
+
+    # In a thread of its own, whose event loop can end a request that trickles.
+    with anyio.from_thread.start_blocking_portal() as portal:
+        return portal.call(exchange)
+
+
 class _PassingError(Exception):
     """What may be better at the next attempt; `wait` is what the server asks for, in seconds."""
 
@@ -265,8 +319,7 @@ class RemoteModel:
         self._next = 0.0
         self._refused = frozenset(refused_statuses)
         self._settings: Any = {
-            # Nothing small may become large here.
-            "headers": headers | {"Accept-Encoding": "identity"},
+            "headers": headers,
             "timeout": timeout,
             "transport": transport,
             "follow_redirects": False,
@@ -319,9 +372,11 @@ class RemoteModel:
             time.sleep(self._next - now)
         self._next = max(now, self._next) + self._spacing
         try:
-            # In a thread of its own, whose event loop can end a request that trickles.
-            with anyio.from_thread.start_blocking_portal() as portal:
-                content = portal.call(self._exchange, body)
+            content = exchanged(
+                self.protocol.address, {"json": body}, self._deadline, _MAX_REPLY_BYTES, self._look, self._settings
+            )
+        except UnfitReplyError as error:
+            raise self._failed(str(error)) from None
         except TimeoutError:
             raise _PassingError(f"a reply that took more than {self._deadline:g} s") from None
         except httpx.TransportError as error:
@@ -333,30 +388,14 @@ class RemoteModel:
         except (ValueError, RecursionError) as error:
             raise _PassingError(f"a reply that is not JSON ({type(error).__name__})") from None
 
-    async def _exchange(self, body: dict[str, Any]) -> bytes:
-        content = bytearray()
-        # A client for each request: none is left open, whatever the server does.
-        with anyio.fail_after(self._deadline):
-            async with (
-                httpx.AsyncClient(**self._settings) as client,
-                client.stream("POST", self.protocol.address, json=body) as response,
-            ):
-                if response.status_code in self._refused:
-                    raise RefusalError(f"status {response.status_code}")
-                if response.status_code in _RETRIED:
-                    raise _PassingError(
-                        f"status {response.status_code}", _seconds(response.headers.get("Retry-After", ""))
-                    )
-                if response.status_code != 200:
-                    # A redirect would hand the questions to somebody else.
-                    raise self._failed(f"status {response.status_code}")
-                if response.headers.get("Content-Encoding", "identity") != "identity":
-                    raise self._failed("a compressed reply, which was not asked for")
-                async for part in response.aiter_bytes():
-                    content += part
-                    if len(content) > _MAX_REPLY_BYTES:
-                        raise self._failed(f"a reply of more than {_MAX_REPLY_BYTES} bytes")
-        return bytes(content)
+    def _look(self, response: httpx.Response) -> None:
+        if response.status_code in self._refused:
+            raise RefusalError(f"status {response.status_code}")
+        if response.status_code in _RETRIED:
+            raise _PassingError(f"status {response.status_code}", _seconds(response.headers.get("Retry-After", "")))
+        if response.status_code != 200:
+            # A redirect would hand the questions to somebody else.
+            raise self._failed(f"status {response.status_code}")
 
     def _wait(self, state: tenacity.RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome else None

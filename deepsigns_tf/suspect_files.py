@@ -12,11 +12,13 @@ import math
 import os
 import re
 import stat
+import types
 import zipfile
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
+from deepsigns_tf.files import read_regular_file
 from deepsigns_tf.suspect_builtins import CLASSES, FUNCTIONS, REFUSED_LAYERS, VALUES, VOCABULARIES
 
 CONFIG, METADATA, WEIGHTS = "config.json", "metadata.json", "model.weights.h5"
@@ -30,6 +32,11 @@ _FREE_BYTES = 1 << 20
 _MAX_RATIO = 100
 # The most digits of a number in JSON: more than 64 bits need.
 _MAX_DIGITS = 20
+# The most sizes of a kernel: those of `Conv3D`.
+_MAX_AXES = 3
+# The largest number of weights that is told.
+_MAX_WEIGHTS = 10**18
+_NO_CUSTOM: Mapping[str, tuple[str, str]] = types.MappingProxyType({})
 # A weight may take half a byte; the archive holds them all.
 _WEIGHTS_PER_BYTE = 2
 
@@ -129,14 +136,14 @@ def shown(value: object) -> str:
 
 
 def look_at_file(
-    path: str | os.PathLike[str], limits: SuspectLimits, custom_names: Collection[str] = frozenset()
+    path: str | os.PathLike[str], limits: SuspectLimits, custom: Mapping[str, tuple[str, str]] = _NO_CUSTOM
 ) -> LookedAt:
     """Looks at a `.keras` file without loading anything.
 
     Args:
         path: The file.
         limits: What it may ask for.
-        custom_names: Names of classes and functions that the caller allows.
+        custom: Registered name of what the caller allows -> its module and its class name, `"function"` for a function.
 
     Returns:
         What may be loaded, once its weights were looked at too.
@@ -161,13 +168,13 @@ def look_at_file(
         refuse(f"This file's {CONFIG} describes no model", "an object with a class name", shown(parsed))
     # It is not trained here, and what it was trained with may be code of its makers, in all innocence.
     trimmed = _without_training(parsed)
-    _check_names(trimmed, custom_names)
+    _check_names(trimmed, custom)
     num_weights = sum(_weights_of(each) for each in _objects(trimmed))
     if num_weights > _WEIGHTS_PER_BYTE * len(weights):
         refuse(
             f"This file's {CONFIG} asks for more weights than there are",
             f"at most {_WEIGHTS_PER_BYTE * len(weights)}, for a {WEIGHTS} of {len(weights)} bytes",
-            f"{num_weights} weights",
+            f"{num_weights} weights" if num_weights <= _MAX_WEIGHTS else f"more than {_MAX_WEIGHTS} weights",
         )
     return LookedAt(json.dumps(trimmed), weights, num_weights, hashlib.sha256(content).hexdigest())
 
@@ -195,17 +202,19 @@ def parse_json(data: bytes, max_bytes: int, max_depth: int) -> Any:
     if len(data) > max_bytes:
         refuse(wrong, f"at most {max_bytes} bytes", f"{len(data)} bytes")
     depth = deepest = 0
-    for bracket in re.findall(rb"[\[{\]}]", re.sub(rb'"(?:[^"\\]|\\.)*+"', b"", data)):
+    # A string that nobody ends goes to the end: looked for anew from each of its quotes, it would take hours.
+    for bracket in re.sub(rb'"(?:[^"\\]|\\.)*+"?|[^"\[{\]}]+', b"", data, flags=re.DOTALL):
         depth += 1 if bracket in b"[{" else -1
         deepest = max(deepest, depth)
     if deepest > max_depth:
         refuse(wrong, f"at most {max_depth} levels of lists and objects", f"{deepest} levels")
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            keys = [key for key, _ in pairs]
-            refuse(wrong, "each key once", f"twice {shown(next(key for key in keys if keys.count(key) > 1))}")
+        found: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in found:
+                refuse(wrong, "each key once", f"twice {shown(key)}")
+            found[key] = value
         return found
 
     def integer(digits: str) -> int:
@@ -233,16 +242,7 @@ def parse_json(data: bytes, max_bytes: int, max_depth: int) -> Any:
 
 
 def _bytes_of(path: str | os.PathLike[str], limits: SuspectLimits) -> bytes:
-    if os.path.isdir(path):
-        refuse("This file is not loaded", "a `.keras` archive", "a folder")
-    # A pipe without a writer would keep us waiting.
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-    with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            refuse("This file is not loaded", "a regular file", "a pipe, socket or device")
-        data = file.read(limits.file_bytes + 1)
-    if len(data) > limits.file_bytes:
-        refuse("This file is not loaded", f"at most {limits.file_bytes} bytes", "more")
+    data = read_regular_file(path, limits.file_bytes, "This file is not loaded")
     if not data.startswith(b"PK\x03\x04"):
         refuse("This file is not loaded", "a `.keras` archive", _kind(data))
     return data
@@ -368,19 +368,19 @@ def _objects(value: Any) -> Iterator[dict[str, Any]]:
             yield from _objects(each)
 
 
-def _check_names(value: Any, custom_names: Collection[str], key: str = "") -> None:
+def _check_names(value: Any, custom: Mapping[str, tuple[str, str]], key: str = "") -> None:
     """Holds every name in a configuration against the list."""
     if isinstance(value, dict):
         if not {"class_name", "spec_name"}.isdisjoint(value):
-            _check_object(value, custom_names)
+            _check_object(value, custom)
         for name, each in value.items():
             if name in VOCABULARIES:
                 _check_vocabulary(name, each)
             else:
-                _check_names(each, custom_names, name)
+                _check_names(each, custom, name)
     elif isinstance(value, list):
         for each in value:
-            _check_names(each, custom_names, key)
+            _check_names(each, custom, key)
     elif isinstance(value, str) and ("://" in value or re.match(r"[/~]|\.\.?[/\\]|\.\.$", value) or "\0" in value):
         refuse(
             f"This file's {CONFIG} names a place outside", "no paths and no addresses", f"{shown(key)}: {shown(value)}"
@@ -393,20 +393,22 @@ def _check_vocabulary(name: str, value: Any) -> None:
         refuse(f"This file's {CONFIG} would read a file", f"{name} as a list", f"{name}: {shown(value)}")
 
 
-def _check_object(described: dict[str, Any], custom_names: Collection[str]) -> None:
+def _check_object(described: dict[str, Any], custom: Mapping[str, tuple[str, str]]) -> None:
     module, class_name, registered_name = (described.get(name) for name in ("module", "class_name", "registered_name"))
     wrong, received = (
         f"This file's {CONFIG} names what is not on the list of Keras' own parts",
         f"class_name {shown(class_name)} of module {shown(module)}, registered as {shown(registered_name)}",
     )
     expected = "layers, initializers, regularizers, constraints and activations of Keras that run no code of a file's"
+    if custom:
+        expected += ", or the custom objects " + ", ".join(
+            f"{name} of module {place}" for name, (place, _) in custom.items()
+        )
     if not all(each is None or isinstance(each, str) for each in (module, class_name, registered_name)):
         refuse(wrong, expected, received)
     if class_name in REFUSED_LAYERS:
         refuse(wrong, expected, f"{received}, which {REFUSED_LAYERS[class_name]}")
     inner = described.get("config")
-    if "spec_name" not in described and (registered_name or class_name) in custom_names:
-        return
     if class_name in VALUES and module is None:
         _check_value(inner)
         return
@@ -414,7 +416,9 @@ def _check_object(described: dict[str, Any], custom_names: Collection[str]) -> N
     allowed = (FUNCTIONS if class_name == "function" else CLASSES).get(module or "", frozenset())
     if "spec_name" in described or not isinstance(named, str):
         refuse(wrong, expected, received)
-    if class_name == "function" and named in custom_names:
+    # By the name that Keras looks up; alone, it would let any class of any module through.
+    looked_up = named if class_name == "function" else registered_name or named
+    if custom.get(looked_up) == (module, class_name) and registered_name in (None, looked_up):
         return
     if named not in allowed or registered_name not in (None, named, class_name):
         refuse(wrong, expected, received + (f", function {shown(named)}" if class_name == "function" else ""))
@@ -449,8 +453,16 @@ def _weights_of(described: dict[str, Any]) -> int:
     if name in ("LSTM", "GRU", "SimpleRNN"):
         gates = {"LSTM": 4, "GRU": 3, "SimpleRNN": 1}[name]
         return gates * (product(channels, units) + product(units, units))
-    if re.fullmatch(r"Conv[123]D(Transpose)?", name) and isinstance(config.get("kernel_size"), list):
-        per_group = product(channels, config.get("filters"), *config["kernel_size"])
+    kernel_size = config.get("kernel_size")
+    if re.fullmatch(r"Conv[123]D(Transpose)?", name) and isinstance(kernel_size, list):
+        if len(kernel_size) > _MAX_AXES:
+            # The product of a long list has more digits than can be multiplied, or written, in time.
+            refuse(
+                f"This file's {CONFIG} is malformed",
+                f"a kernel_size of {name} of at most {_MAX_AXES} numbers",
+                f"{len(kernel_size)} of them",
+            )
+        per_group = product(channels, config.get("filters"), *kernel_size)
         groups = config.get("groups")
         return per_group // groups if isinstance(groups, int) and groups > 0 else per_group
     return 0

@@ -19,6 +19,8 @@ _DTYPES = frozenset({"|b1", "|i1", "<i2", "<i4", "<i8", "|u1", "<u2", "<u4", "<u
 _MAX_HEADER_BYTES = 1 << 24
 _MAX_HEADER_DEPTH = 16
 _MAX_AXES = 16
+# The most bytes that NumPy can count.
+_MAX_ADDRESS = (1 << 63) - 1
 _CHUNK = 1 << 20
 
 
@@ -148,4 +150,8 @@ def _dtype_and_shape(value: Any) -> tuple[np.dtype[Any], tuple[int, ...]]:
         or not all(type(size) is int and 0 <= size < 1 << 40 for size in shape)
     ):
         raise TalkError("an array of another type or shape")
-    return np.dtype(name), tuple(shape)
+    dtype = np.dtype(name)
+    # An axis of none makes an array empty, and its other axes no smaller.
+    if dtype.itemsize * math.prod(size or 1 for size in shape) > _MAX_ADDRESS:
+        raise TalkError("an array of another type or shape")
+    return dtype, tuple(shape)

@@ -266,7 +266,8 @@ def load_suspect(
         limits: What it may ask for.
         custom_objects: Name -> class or function that the file needs beside Keras' own, as Keras' argument of this name. They are imported
             again in the process by their module's name, with all that their module imports. This gives up the protection for these
-            objects: their code runs with whatever configuration the file gives them. Only give what you have read.
+            objects: their code runs with whatever configuration the file gives them. Only give what you have read. The file must name
+            them by class, registered name and module as they are here.
 
     Returns:
         The model; close it, or use it as a context manager.
@@ -288,8 +289,12 @@ def load_suspect(
     """
     _check_keras(keras.__version__)
     modules = {name: _place_of(name, each) for name, each in (custom_objects or {}).items()}
-    names = {*modules, *(keras.saving.get_registered_name(each) for each in (custom_objects or {}).values())}
-    return Suspect(look_at_file(path, limits, names), limits, modules)
+    custom = {
+        registered_name: (modules[name][0], each.__name__ if isinstance(each, type) else "function")
+        for name, each in (custom_objects or {}).items()
+        for registered_name in (name, keras.saving.get_registered_name(each))
+    }
+    return Suspect(look_at_file(path, limits, custom), limits, modules)
 
 
 def _check_keras(version: str) -> None:

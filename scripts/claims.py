@@ -11,7 +11,10 @@ if TYPE_CHECKING:
     import deepsigns_tf as ds
     from deepsigns_tf.commitments import Evidence
 
-EVIDENCE_HELP = "The folder of signed statements that the claimant hands out; with --tsa_roots and --suspect_since it does what a commitment does."
+EVIDENCE_HELP = (
+    "The folder of signed statements that the claimant hands out. With --tsa_roots and --suspect_since it does what a commitment does, "
+    "else it counts seeds."
+)
 TSA_ROOTS_HELP = "Root certificates of the time-stamping authorities that you trust, in PEM, from a source of your own."
 SUSPECT_SINCE_HELP = (
     "Since when the suspect is known to exist, from a source of your own: 2026-11-26, or with a time, UTC where it names no zone. Without "

@@ -8,6 +8,7 @@ import httpx
 from deepsigns_tf.commitments import Statement
 from deepsigns_tf.evidence import add_time_stamp, statement_file
 from deepsigns_tf.files import write_atomically
+from deepsigns_tf.remote import UnfitReplyError, exchanged
 from deepsigns_tf.timestamps import time_stamp_request
 from scripts.claims import roots_in
 
@@ -49,20 +50,21 @@ def stamp(config: Any, statement: Statement) -> None:
 def _asked(url: str, request: bytes, timeout: float) -> bytes:
     """An authority's reply."""
     headers = {"Content-Type": "application/timestamp-query", "Accept": "application/timestamp-reply"}
+    settings = {"headers": headers, "timeout": timeout}
     try:
-        with httpx.stream("POST", url, content=request, headers=headers, timeout=timeout) as response:
-            received, reply = f"status {response.status_code}", b""
-            if response.status_code == 200:
-                for part in response.iter_bytes():
-                    reply += part
-                    if len(reply) > _MAX_REPLY_BYTES:
-                        break
-                else:
-                    return reply
-                received = f"more than {_MAX_REPLY_BYTES} bytes"
+        return exchanged(url, {"content": request}, timeout, _MAX_REPLY_BYTES, _check_status, settings)
+    except TimeoutError:
+        received = f"no whole reply within {timeout:g} s"
+    except UnfitReplyError as error:
+        received = str(error)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         received = f"{type(error).__name__}: {error}"
     raise ValueError(
         f"The authority gave no time-stamp; the statement stands, and the same command asks again. Expected a reply from {url}. "
         f"Received: {received}"
     )
+
+
+def _check_status(response: httpx.Response) -> None:
+    if response.status_code != 200:
+        raise UnfitReplyError(f"status {response.status_code}")

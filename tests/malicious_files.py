@@ -356,6 +356,24 @@ def huge_integer(folder: Path, canary: Canary) -> Path:
     return pack(folder, parts | {CONFIG: huge})
 
 
+def many_keys(folder: Path, canary: Canary) -> Path:
+    """The last of many keys comes twice: a search for it from each of them takes its time."""
+    keys = [f'"{number}": 0' for number in range(30_000)]
+    return pack(folder, members() | {CONFIG: ("{" + ", ".join([*keys, keys[-1]]) + "}").encode()})
+
+
+def unended_strings(folder: Path, canary: Canary) -> Path:
+    """A string without an end, with many quotes from which another one could begin."""
+    return pack(folder, members() | {CONFIG: b'{"class_name": "' + b'\\"' * 20_000})
+
+
+def huge_kernel(folder: Path, canary: Canary) -> Path:
+    """A kernel of so many axes that nobody can multiply, or write, the number of its weights."""
+    config = {"filters": 1, "kernel_size": [10**20 - 1] * 30_000}
+    layer = {"module": "keras.layers", "class_name": "Conv3D", "config": config, "registered_name": None}
+    return with_layer(folder, layer | {"build_config": {"input_shape": [None, 1]}})
+
+
 def huge_config(folder: Path, canary: Canary) -> Path:
     return pack(folder, members() | {CONFIG: b" " * (8 << 20)})
 
@@ -504,6 +522,9 @@ MALICIOUS = {
     "duplicate keys": Malicious(duplicate_keys, "Expected each key once. Received: twice 'class_name'"),
     "deep JSON": Malicious(deep_json, "Expected at most 64 levels of lists and objects. Received: 100001 levels"),
     "huge JSON integer": Malicious(huge_integer, "Expected integers of at most 20 digits. Received: one of 1000000"),
+    "many keys": Malicious(many_keys, "Expected each key once. Received: twice '29999'"),
+    "strings without an end": Malicious(unended_strings, "Expected JSON in UTF-8. Received: 'Unterminated string"),
+    "huge kernel": Malicious(huge_kernel, "Expected a kernel_size of Conv3D of at most 3 numbers. Received: 30000"),
     "huge configuration": Malicious(huge_config, "Expected at most 4194304 bytes in config.json"),
     "shape bomb": Malicious(shape_bomb, "asks for more weights than there are.*Received: 900120000 weights"),
     "external link": Malicious(external_link, "Received: an ExternalLink at '/layers/dense/vars/0'", "weights"),

@@ -3,12 +3,14 @@
 import contextlib
 import dataclasses
 import datetime
+import gzip
 import json
 import math
 import os
 import shutil
 import subprocess
 import sys
+import time
 
 import keras
 import numpy as np
@@ -29,6 +31,7 @@ from deepsigns_tf.signatures import SigningKey  # noqa: E402
 from deepsigns_tf.timestamps import time_stamp_request  # noqa: E402
 from deepsigns_tf.weights_digest import weights_digest  # noqa: E402
 from tests.authorities import authority  # noqa: E402
+from tests.servers import reply, served  # noqa: E402
 from tests.test_secrecy import Scanner  # noqa: E402
 
 M, N, NUM_CLASSES = 128, 32, 4
@@ -492,13 +495,58 @@ def answering(handler, body):
 )
 def test_an_authority_that_is_none_leaves_the_statement(files, path, told):
     from scripts import commit
-    from tests.servers import served
 
     with served(answering) as url, pytest.raises(ValueError, match=told):
         commit.run(commit.Config(**settings_of(files, tsa_url=url + path)))
     assert sorted(each.name for each in (files / "evidence").iterdir()) == ["0001.json", "0001.sig"]
     with pytest.raises(ValueError, match=r"Received: Connect"):
         commit.run(commit.Config(**settings_of(files, tsa_url="http://127.0.0.1:1", timeout=2.0)))
+
+
+def dripping(handler, body):
+    """A server whose parts are all in time, and whose reply never is."""
+    handler.send_response(200)
+    handler.send_header("Content-Length", "1000")
+    handler.end_headers()
+    for _ in range(60):
+        handler.wfile.write(b" ")
+        handler.wfile.flush()
+        time.sleep(0.05)
+
+
+def compressing(handler, body):
+    """A server whose reply of 1 KB becomes a megabyte."""
+    content = gzip.compress(bytes(2**20))
+    handler.send_response(200)
+    handler.send_header("Content-Encoding", "gzip")
+    handler.send_header("Content-Length", str(len(content)))
+    handler.end_headers()
+    handler.wfile.write(content)
+
+
+def flooding(handler, body):
+    """A server that says more than a time-stamp takes."""
+    reply(handler, bytes(2**19))
+
+
+@pytest.mark.parametrize(
+    ("handle", "told"),
+    [
+        (dripping, r"no whole reply within 0\.5 s"),
+        (compressing, "a compressed reply, which was not asked for"),
+        (flooding, "a reply of more than 262144 bytes"),
+    ],
+)
+def test_an_authority_cannot_hold_or_flood_whoever_asks(handle, told):
+    from scripts import statements
+
+    with served(handle) as url:
+        began = time.monotonic()
+        with pytest.raises(
+            ValueError, match=rf"^The authority gave no time-stamp; .*\. Expected .*\. Received: {told}$"
+        ):
+            statements._asked(url, b"request", timeout=0.5)
+        assert time.monotonic() - began < 2.5
 
 
 def test_a_lost_signing_key_is_not_replaced(files):

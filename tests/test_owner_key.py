@@ -1032,11 +1032,30 @@ def test_a_foreign_file_is_refused(tmp_path, content):
     assert_unreadable(content, tmp_path, NOT_ONE)
 
 
-def test_missing_files_and_folders_are_errors_of_the_system(tmp_path):
+def test_a_missing_file_is_an_error_of_the_system(tmp_path):
     with pytest.raises(FileNotFoundError):
         OwnerKey.load(tmp_path / "owner.key")
-    with pytest.raises(IsADirectoryError):
-        OwnerKey.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("make", "received"),
+    [
+        (os.mkdir, "a folder"),
+        # Nobody writes to it: opened as a file, it would wait for ever.
+        (os.mkfifo, "a pipe, socket or device"),
+        # Its bytes are nowhere but in memory, once it is read.
+        (lambda path: (path.touch(), os.truncate(path, 2**40)), f"{2**40} bytes"),
+    ],
+)
+def test_only_a_regular_file_of_a_keys_size_is_read(tmp_path, make, received):
+    path = tmp_path / "owner.key"
+    make(path)
+    with pytest.raises(ValueError) as error:
+        OwnerKey.load(path)
+    assert str(error.value) == (
+        f"This file is not a readable owner key. Expected a regular file of at most {2**31 + 2**31 // 1000} bytes. "
+        f"Received: {received}, {path}"
+    )
 
 
 # The digest tells accidents, not malice: whoever verifies a claim reads a file that the claimant made.

@@ -29,7 +29,17 @@ from deepsigns_tf.suspect_pipe import Pipe, TalkError
 from deepsigns_tf.suspect_weights import look_at_weights
 from deepsigns_tf.suspects import Suspect, load_suspect
 from tests.honest_models import HONEST, NUM_EXAMPLES, inputs_for
-from tests.malicious_files import MALICIOUS, Canary, Escaping, lambda_layer, members, model, pack
+from tests.malicious_files import (
+    MALICIOUS,
+    Canary,
+    Escaping,
+    lambda_layer,
+    members,
+    model,
+    pack,
+    with_layer,
+    with_setting,
+)
 
 GIB = 1 << 30
 ISOLATED = "in a network of its own, unable to change files"
@@ -115,15 +125,18 @@ def test_a_malicious_file_is_refused_before_it_acts(name, folder, canary, listen
     monkeypatch.syspath_prepend(folder)
     connected(listener)
     before = sorted(folder.rglob("*"))
+    began = time.process_time()
     with memory_watched(64 << 20), pytest.raises(ValueError) as error:
         load_suspect(path)
+    took = time.process_time() - began
     assert re.search(attack.told, str(error.value))
     assert re.search(r"^[^.].*\. Expected .*\. Received: ", str(error.value))
     assert not canary.path.exists() and not connected(listener)
     assert sorted(folder.rglob("*")) == before
     assert "evil_module" not in sys.modules
-    # What the look at the file sees costs no process; no process is left.
+    # What the look at the file sees costs no process, and no time either; no process is left.
     assert bool(started) == (attack.refused_by != "file")
+    assert started or took < 1.0
     assert all(process.poll() is not None for process in started)
 
 
@@ -398,7 +411,47 @@ def test_custom_objects_are_refused_where_the_caller_does_not_name_them(folder, 
     path = save(folder, keras.Model(inputs, Escaping("a", 1)(inputs)))
     with pytest.raises(ValueError, match="class_name 'Escaping'"):
         load_suspect(path)
-    assert look_at_file(path, SuspectLimits(), {"Escaping"}).num_weights == 0
+    allowed = {"Escaping": (Escaping.__module__, "Escaping")}
+    assert look_at_file(path, SuspectLimits(), allowed).num_weights == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"module": "evil_module"},
+        {"module": "keras.layers"},
+        {"module": None},
+        {"class_name": "Evil"},
+        {"class_name": "function", "config": "exec"},
+        {"class_name": "function", "config": "Escaping"},
+        {"class_name": "__lambda__"},
+        {"registered_name": "evil>Escaping"},
+        {"spec_name": "Escaping"},
+    ],
+)
+def test_a_custom_objects_name_lets_nothing_else_through(change, folder):
+    layer = {"module": Escaping.__module__, "class_name": "Escaping", "config": {}, "registered_name": "Escaping"}
+    path = with_layer(folder, layer | change)
+    allowed = {"Escaping": (Escaping.__module__, "Escaping")}
+    if change:
+        with pytest.raises(ValueError, match="names what is not on the list of Keras' own parts"):
+            look_at_file(path, SuspectLimits(), allowed)
+    else:
+        look_at_file(path, SuspectLimits(), allowed)
+
+
+@pytest.mark.parametrize("module", [__name__, "evil_module", "builtins"])
+@pytest.mark.parametrize("registered_name", ["halved", "lab>half"])
+def test_a_custom_function_is_that_of_its_module(module, registered_name, folder):
+    function = {"class_name": "function", "config": registered_name, "registered_name": registered_name}
+    path = with_setting(folder, "activation", function | {"module": module})
+    allowed = dict.fromkeys(("halved", "lab>half"), (__name__, "function"))
+    if module == __name__:
+        look_at_file(path, SuspectLimits(), allowed)
+    else:
+        with pytest.raises(ValueError, match="names what is not on the list of Keras' own parts"):
+            look_at_file(path, SuspectLimits(), allowed)
 
 
 # The list
@@ -456,7 +509,7 @@ def test_limits_are_positive_numbers(value):
 
 def test_a_file_larger_than_the_limit_is_refused(folder):
     path = save(folder, model())
-    with pytest.raises(ValueError, match="Expected at most 1000 bytes. Received: more"):
+    with pytest.raises(ValueError, match=r"Expected a regular file of at most 1000 bytes\. Received: \d+ bytes"):
         look_at_file(path, SuspectLimits(file_bytes=1000))
 
 
@@ -498,6 +551,7 @@ def test_brackets_in_strings_are_not_deep():
         {"content": 1, "arrays": [["<f4", [-1]]]},
         {"content": 1, "arrays": [["<f4", [True]]]},
         {"content": 1, "arrays": [["<f4", [1] * 20]]},
+        {"content": 1, "arrays": [["<f8", [0, 1 << 39, 1 << 39]]]},
         [],
     ],
 )

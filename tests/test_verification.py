@@ -563,6 +563,17 @@ def test_a_suspect_without_a_layer_of_the_right_width_gives_no_verdict():
     )
 
 
+def test_a_width_that_no_layer_has_costs_nothing(monkeypatch):
+    """A small key file may name a width whose projection no machine can hold."""
+    key = make_key()
+    key = key.with_layers([CarrierLayer(layer.carrier, layer.path, 10**9) for layer in key.layers])
+    monkeypatch.setattr(ds.OwnerKey, "projection", lambda *_: pytest.fail("A projection was derived."))
+    with pytest.raises(
+        ValueError, match="Expected a layer with 1000000000 finite features. Received: no layer of that"
+    ):
+        ds.verify(chain(random_means()), key)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("everywhere", [False, True])
 def test_a_suspect_whose_activations_are_not_finite_gives_no_verdict(value, everywhere):
