@@ -21,7 +21,7 @@ from deepsigns_tf.activations import Inputs
 from deepsigns_tf.carriers import Carrier, CarrierLayer
 from deepsigns_tf.derivation import derive_bytes
 from deepsigns_tf.owner_key import OwnerKey
-from deepsigns_tf.responses import LocalModel, Place, Responses, Role, membership
+from deepsigns_tf.responses import LocalModel, Place, Responses, Role, means_of_classes
 from deepsigns_tf.statistics import DecisionRule
 from deepsigns_tf.verification import verify
 from scripts.configs import command_line, option, run_program
@@ -73,9 +73,7 @@ class LookedUp:
         """Class means, one entry for each role."""
         found = []
         for role, heard in zip(roles, self.features(inputs, roles), strict=True):
-            members = membership(labels, role.classes)
-            counts = members.sum(axis=1)[:, None]
-            means = {place: members @ each.astype(np.float64) / counts for place, each in heard.arrays.items()}
+            means = {place: means_of_classes(each, labels, role.classes) for place, each in heard.arrays.items()}
             found.append(Responses(means, heard.num_admissible))
         return found
 

@@ -13,7 +13,7 @@ import numpy as np
 from deepsigns_tf.alignment import align
 from deepsigns_tf.owner_key import KeyInputs, OwnerKey
 from deepsigns_tf.readings import SignatureReader, SignatureReading
-from deepsigns_tf.responses import Place, Respondent, Responses, Role, membership, respondent
+from deepsigns_tf.responses import Place, Respondent, Responses, Role, means_of_classes, respondent
 
 # Of a unit's size, in single precision.
 _ROUNDING = 1e-6
@@ -113,16 +113,12 @@ def matched_candidates(
             )
         profiles = _within_classes(expected.astype(np.float64), labels)
         heard = of_suspect[layer.carrier]
-        members = membership(labels, owner_key.carrier(layer.carrier).classes)
-        # Activations that are not finite are for the caller to judge.
-        with np.errstate(invalid="ignore"):
-            means = {
-                place: members @ each.astype(np.float64) / members.sum(axis=1)[:, None]
-                for place, each in heard.arrays.items()
-            }
+        features = {place: each.astype(np.float64) for place, each in heard.arrays.items()}
+        classes = owner_key.carrier(layer.carrier).classes
+        means = {place: means_of_classes(each, labels, classes) for place, each in features.items()}
         as_wide = {place: each for place, each in means.items() if each.shape[1] == layer.num_units}
         result.plain[layer.carrier] = Candidates(as_wide, heard.num_admissible)
-        finite = {place: each.astype(np.float64) for place, each in heard.arrays.items() if np.isfinite(each).all()}
+        finite = {place: each for place, each in features.items() if np.isfinite(each).all()}
         matches = {place: align(profiles, _within_classes(each, labels)) for place, each in finite.items()}
         num_admissible = heard.num_admissible * of_reference[layer.carrier].num_admissible
         qualities = {place: match.quality for place, match in matches.items()}

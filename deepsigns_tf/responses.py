@@ -195,6 +195,24 @@ def membership(labels: np.ndarray, classes: Sequence[int]) -> np.ndarray:
     return np.asarray(keras.ops.convert_to_numpy(class_membership(labels, classes)), np.float64)
 
 
+def means_of_classes(features: np.ndarray, labels: np.ndarray, classes: Sequence[int]) -> np.ndarray:
+    """`(s, M')` float64 means of examples by class.
+
+    Args:
+        features: `(n, M')`, finite or for the caller to judge.
+        labels: `(n,)` integers.
+        classes: The s classes.
+
+    Example:
+
+    >>> means_of_classes(np.array([[1.0], [2.0], [5.0]]), np.array([3, 0, 3]), (0, 3)).tolist()
+    [[2.0], [3.0]]
+    """
+    members = membership(labels, classes)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(members @ features.astype(np.float64, copy=False) / members.sum(axis=1)[:, None])
+
+
 def _is_told(width: int, role: Role) -> bool:
     return role.least_units <= width <= role.most_units
 
