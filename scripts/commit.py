@@ -13,25 +13,29 @@ import pathlib
 
 from scripts.configs import option, run_program
 
-SIGNING_KEY_HELP = (
-    "Signs the statements, a PEM file with mode 0600. Keep it as secret as the owner key, and apart from it."
-)
-EVIDENCE_HELP = "The folder of statements to hand out. Nothing in it is secret."
-TSA_URL_HELP = "Address of a time-stamping authority (RFC 3161); only a hash is sent there."
-TSA_ROOTS_HELP = "Root certificates of the time-stamping authorities that you trust, in PEM."
-REPLY_HELP = "An authority's answer to the request that an earlier run left, instead of asking."
-
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """What to commit to."""
 
-    owner_key: str = option(dataclasses.MISSING, "The key, complete: with its key inputs, triggers and reference.")
-    signing_key: str = option(dataclasses.MISSING, f"{SIGNING_KEY_HELP} It is made where there are no statements yet.")
-    evidence: str = option(dataclasses.MISSING, EVIDENCE_HELP)
-    tsa_url: str | None = option(None, TSA_URL_HELP)
-    tsa_roots: str | None = option(None, f"{TSA_ROOTS_HELP} A time-stamp that they do not lead to is refused.")
-    reply: str | None = option(None, REPLY_HELP)
+    owner_key: str = option(
+        dataclasses.MISSING,
+        "The key: to commit to it, complete with key inputs, triggers and reference; to release, as written then, with its layers.",
+    )
+    signing_key: str = option(
+        dataclasses.MISSING,
+        "Signs the statements, a PEM file with mode 0600. Keep it as secret as the owner key, and apart from it. `scripts.commit` makes it "
+        "where there are no statements yet.",
+    )
+    evidence: str = option(dataclasses.MISSING, "The folder of statements to hand out. Nothing in it is secret.")
+    tsa_url: str | None = option(None, "Address of a time-stamping authority (RFC 3161); only a hash is sent there.")
+    tsa_roots: str | None = option(
+        None,
+        "Root certificates of the time-stamping authorities that you trust, in PEM. A time-stamp that they do not lead to is refused.",
+    )
+    reply: str | None = option(
+        None, "An authority's answer to the request that an earlier run left, instead of asking."
+    )
     timeout: float = option(30.0, "Seconds that the authority may take.", minimum=0.001)
 
 

@@ -11,23 +11,16 @@ with `scripts.commit`.
 import dataclasses
 import pathlib
 
-from scripts.commit import EVIDENCE_HELP, REPLY_HELP, SIGNING_KEY_HELP, TSA_ROOTS_HELP, TSA_URL_HELP
+from scripts import commit
 from scripts.configs import option, run_program
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(commit.Config):
     """What is released."""
 
     model: str = option(dataclasses.MISSING, "The released model, a `.keras` file of your own.")
-    owner_key: str = option(dataclasses.MISSING, "The key, as written after the release: it knows its layers.")
     release_id: str = option(dataclasses.MISSING, "What you call this release.")
-    signing_key: str = option(dataclasses.MISSING, SIGNING_KEY_HELP)
-    evidence: str = option(dataclasses.MISSING, EVIDENCE_HELP)
-    tsa_url: str | None = option(None, TSA_URL_HELP)
-    tsa_roots: str | None = option(None, f"{TSA_ROOTS_HELP} A time-stamp that they do not lead to is refused.")
-    reply: str | None = option(None, REPLY_HELP)
-    timeout: float = option(30.0, "Seconds that the authority may take.", minimum=0.001)
 
 
 def run(config: Config) -> str:
