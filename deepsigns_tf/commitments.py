@@ -372,6 +372,20 @@ class Evidence:
         )
 
 
+def seed_factor(opened: Opened | None) -> int:
+    """What p is multiplied by for the seeds that an owner committed to; 1 where no statements were shown.
+
+    Args:
+        opened: What signed statements say about the key.
+
+    Example:
+
+    >>> seed_factor(None)
+    1
+    """
+    return 1 if opened is None else opened.factor
+
+
 def release_commitment(owner_key: OwnerKey, weights: str, release_id: str) -> str:
     """C2, a hash to state before a model leaves the house; it reveals nothing, the carrier-to-layer map least of all.
 

@@ -25,7 +25,7 @@ from deepsigns_tf.trigger_verification import (
     answers_to,
     sequential_verdict,
 )
-from deepsigns_tf.verification import check_commitment
+from deepsigns_tf.verification import grounds_of
 
 _FORMAT_VERSION = 1
 # Among decoys, questions end after a multiple of so many: the last one tells nothing.
@@ -73,8 +73,7 @@ class Questioning:
                 "Nobody could tell whose answers these are. Expected `suspect=` with a file that keeps answers. "
                 f"Received: suspect={suspect!r}, answers_file={os.fspath(answers_file)!r}"
             )
-        self._opened = None if evidence is None else evidence.opened_by(owner_key)
-        self._committed = check_commitment(owner_key, commitment, self._opened)
+        self._committed, self._opened = grounds_of(owner_key, commitment, evidence)
         self._inputs = _with_decoys(self._triggers.arrays, decoys)
         num_questions = len(next(iter(self._inputs.values())))
         domain = ("questions", owner_key.owner, SCHEME_VERSION, num_questions)

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from deepsigns_tf.activations import Inputs
-from deepsigns_tf.commitments import Evidence, Opened
+from deepsigns_tf.commitments import Evidence, Opened, seed_factor
 from deepsigns_tf.owner_key import OwnerKey
 from deepsigns_tf.statistics import (
     allowed_errors,
@@ -21,7 +21,7 @@ from deepsigns_tf.statistics import (
     shuffle_log10_tail,
 )
 from deepsigns_tf.triggers import TriggerSet
-from deepsigns_tf.verification import Decision, assumptions_about_the_date, check_commitment
+from deepsigns_tf.verification import Decision, assumptions_about_the_date, grounds_of
 
 PredictionKind = Literal["labels", "probabilities", "logits"]
 
@@ -43,7 +43,7 @@ class TriggerVerdict(Decision):
         log10_p_value: log10 p of the deciding test.
         log10_alpha: log10 of the level it was held against.
         decision: The rule.
-        committed: Whether a commitment was given by whoever verifies and found to be this key's.
+        committed: Whether a commitment to this key was shown that is older than the suspect (`verification.grounds_of`).
         assumptions: What the p-value rests on, in words.
         opened: What the owner's signed statements say about the key; None where no evidence was given.
         num_triggers: K, triggers of the key.
@@ -126,8 +126,8 @@ def verify_predictions(
             numbers with a fractional part in one column.
         commitment: The commitment that the claimant published before training, taken by whoever verifies from a dated
             source of their own. With it the rule's level for committed claims applies.
-        evidence: The owner's signed statements, checked by `evidence.load_evidence`; they do what a commitment does, and count the seeds
-            that the owner committed to.
+        evidence: The owner's signed statements, checked by `evidence.load_evidence`: they count the seeds that the owner committed to, and
+            what is dated before the suspect does what a commitment does.
 
     Returns:
         The verdict.
@@ -147,8 +147,7 @@ def verify_predictions(
     Source: DeepSigns, section 3.3.
     """
     triggers = owner_key.derived_triggers
-    opened = None if evidence is None else evidence.opened_by(owner_key)
-    committed = check_commitment(owner_key, commitment, opened)
+    committed, opened = grounds_of(owner_key, commitment, evidence)
     answers = class_numbers(predictions, triggers.num_examples, triggers.num_classes, kind)
     num_matches = int(np.count_nonzero(answers == triggers.labels))
     if triggers.label_rule == "shuffled":
@@ -156,7 +155,7 @@ def verify_predictions(
         null = f"as many as {triggers.num_examples} labels of which the order alone is secret"
     else:
         log10_p = binomial_log10_tail(num_matches, triggers.num_examples, triggers.num_values)
-        log10_alpha = owner_key.decision.log10_alpha(committed) - math.log10(1 if opened is None else opened.factor)
+        log10_alpha = owner_key.decision.log10_alpha(committed) - math.log10(seed_factor(opened))
         errors = allowed_errors(triggers.num_examples, log10_alpha, triggers.num_values)
         null = (
             f"{'at most ' if triggers.selection != 'none' else ''}Binomial({triggers.num_examples}, 1/{triggers.num_values}); "
@@ -208,8 +207,7 @@ def verify_predict_fn(
         raise ValueError(
             f"Invalid value for argument `batch_size`. Expected an integer >= 1. Received: batch_size={batch_size!r}"
         )
-    opened = None if evidence is None else evidence.opened_by(owner_key)
-    committed = check_commitment(owner_key, commitment, opened)
+    committed, opened = grounds_of(owner_key, commitment, evidence)
     answers = np.empty(0, np.int64)
     if stop_early:
         # Refuses labels that have no such test before anything is asked.
@@ -373,7 +371,7 @@ def _verdict(
 ) -> TriggerVerdict:
     triggers = owner_key.derived_triggers
     log10_alpha = owner_key.decision.log10_alpha(committed)
-    log10_p = corrected_log10_p(log10_p, 1 if opened is None else opened.factor)
+    log10_p = corrected_log10_p(log10_p, seed_factor(opened))
     return TriggerVerdict(
         owner=owner_key.owner,
         marked=log10_p <= log10_alpha,

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from deepsigns_tf.candidates import Candidates, best_readings, candidate_means, matched_candidates
-from deepsigns_tf.commitments import Evidence, Opened
+from deepsigns_tf.commitments import Evidence, Opened, seed_factor
 from deepsigns_tf.files import file_digest
 from deepsigns_tf.owner_key import OwnerKey
 from deepsigns_tf.readings import SignatureReading, joint_log10_p
@@ -40,7 +40,7 @@ class Decision:
         log10_p_value: log10 p of the deciding test after all corrections.
         log10_alpha: log10 of the level it was held against.
         decision: The rule.
-        committed: Whether a commitment was given by whoever verifies and found to be this key's.
+        committed: Whether a commitment to this key was shown that is older than the suspect (`grounds_of`).
         assumptions: What the p-value rests on, in words.
         opened: What the owner's signed statements say about the key; None where no evidence was given.
     """
@@ -57,7 +57,7 @@ class Decision:
     @property
     def seed_factor(self) -> int:
         """What p was multiplied by for the seeds that the owner committed to; 1 where no evidence was given."""
-        return 1 if self.opened is None else self.opened.factor
+        return seed_factor(self.opened)
 
     @property
     def decided(self) -> bool:
@@ -121,7 +121,7 @@ class Verdict(Decision):
         log10_p_value: log10 p of the deciding test after all corrections.
         log10_alpha: log10 of the level it was held against.
         decision: The rule.
-        committed: Whether a commitment was given by whoever verifies and found to be this key's.
+        committed: Whether a commitment to this key was shown that is older than the suspect (`grounds_of`).
         assumptions: What the p-value rests on, in words.
         opened: What the owner's signed statements say about the key; None where no evidence was given.
         log10_p_hard: log10 of the exact tail of the number of matching bits, times the correction.
@@ -246,17 +246,11 @@ def verify(
             "This key cannot read a mark yet. Expected a key with key inputs (`with_key_inputs`) and layers (returned by `release`). "
             f"Received: key inputs {'set' if owner_key.key_inputs else 'missing'}, layers {'set' if owner_key.layers else 'missing'}"
         )
-    opened = None if evidence is None else evidence.opened_by(owner_key)
-    committed = check_commitment(owner_key, commitment, opened)
+    committed, opened = grounds_of(owner_key, commitment, evidence)
     if reference is None:
         ways = [(False, candidate_means(model, owner_key))]
     else:
-        digest, other = _referred(reference)
-        if owner_key.reference != digest:
-            raise ValueError(
-                "The reference is not this key's. Expected the file that `with_reference` was given before marking. "
-                f"Received: {'another one' if owner_key.reference else 'a key without a reference'}"
-            )
+        other = _referred(reference, owner_key)
         # Sizes are an attacker's to choose; taking them from the reference costs a part of the mark.
         matched = matched_candidates(model, owner_key, other)
         ways = [(False, matched.plain), (True, matched.unscaled), (True, matched.scaled)]
@@ -283,11 +277,17 @@ def verify(
     return min(verdicts, key=lambda verdict: verdict.log10_p_value).assuming(*dict.fromkeys(caveats))
 
 
-def _referred(reference: str | os.PathLike[str] | Respondent) -> tuple[str | None, Any]:
-    """A reference's hash, and the model."""
+def _referred(reference: str | os.PathLike[str] | Respondent, owner_key: OwnerKey) -> keras.Model | Respondent:
+    """The reference's model; a file is loaded only if it is the key's."""
+    digest = file_digest(reference) if isinstance(reference, (str, os.PathLike)) else reference.file_digest
+    if owner_key.reference != digest:
+        raise ValueError(
+            "The reference is not this key's. Expected the file that `with_reference` was given before marking. "
+            f"Received: {'another one' if owner_key.reference else 'a key without a reference'}"
+        )
     if isinstance(reference, (str, os.PathLike)):
-        return file_digest(reference), keras.models.load_model(reference, compile=False, safe_mode=True)
-    return reference.file_digest, reference
+        return keras.models.load_model(reference, compile=False, safe_mode=True)
+    return reference
 
 
 def _num_assignments(found: dict[str, Candidates]) -> int:
@@ -305,34 +305,36 @@ def _as_recorded(found: dict[str, Candidates], owner_key: OwnerKey) -> dict[str,
     }
 
 
-def check_commitment(owner_key: OwnerKey, commitment: str | None, opened: Opened | None = None) -> bool:
-    """Whether a commitment was shown that is older than the suspect.
+def grounds_of(owner_key: OwnerKey, commitment: str | None, evidence: Evidence | None) -> tuple[bool, Opened | None]:
+    """What a claim rests on beside the suspect.
 
     Args:
         owner_key: The key.
         commitment: The digits that the owner published, from a dated source of the verifier's, or None.
-        opened: What signed statements say about the key; None where there are none.
+        evidence: The owner's signed statements, or None.
 
     Returns:
-        True for the key's own digits and for a statement that is known to be older, else False.
+        Whether a commitment was shown that is older than the suspect: the key's own digits, or a statement that is known to be older; and
+        what the statements say about the key.
 
     Raises:
-        ValueError: If the digits are another's.
+        ValueError: If digits or statements are another key's.
 
     Example:
 
     >>> key = OwnerKey.generate("ACME Vision").with_triggers("noise", 50, 10, np.random.rand(4, 8))
-    >>> check_commitment(key, None), check_commitment(key, key.commitment())
-    (False, True)
+    >>> grounds_of(key, None, None), grounds_of(key, key.commitment(), None)
+    ((False, None), (True, None))
     """
+    opened = None if evidence is None else evidence.opened_by(owner_key)
     if commitment is None:
-        return opened is not None and opened.committed
+        return opened is not None and opened.committed, opened
     if commitment.strip().lower() != owner_key.commitment():
         raise ValueError(
             "The commitment is not this key's. Expected the digits that the owner published before training. "
             f"Received: commitment={commitment!r}, while the key has {owner_key.commitment()}"
         )
-    return True
+    return True, opened
 
 
 def assumptions_about_the_date(committed: bool, inputs: str, opened: Opened | None = None) -> list[str]:
@@ -410,7 +412,7 @@ def judge(
     """
     rule = owner_key.decision
     tests: tuple[SignificanceTest, ...] = get_args(SignificanceTest)
-    factor = num_assignments * (1 if opened is None else opened.factor)
+    factor = num_assignments * seed_factor(opened)
     log10_p = {test: corrected_log10_p(joint_log10_p(readings, test), factor) for test in tests}
     assumptions = [
         "the bits are uniform and independent of the suspect and of all that was used to read it: seed, key inputs and decision "
