@@ -21,19 +21,22 @@ NETWORK = Network(
         # How strong, and where: maps averaged and flattened, early and late, two layers at once.
         "search": search(
             _SEARCH,
-            {"strength": 0.2},
             {"strength": 0.1},
-            {"strength": 0.5},
-            {"strength": 0.2, "carriers": "conv_4:64", "pooling": "flatten"},
-            {"strength": 2.0, "carriers": "conv_4:64", "pooling": "flatten"},
-            {"strength": 2.0, "carriers": "conv_4:32"},
-            {"strength": 0.2, "carriers": "conv_4_pooled:64", "pooling": "flatten"},
-            {"strength": 0.2, "carriers": "features:64,conv_4:32"},
+            {"strength": 0.05},
+            {"strength": 0.2},
+            {"strength": 0.1, "carriers": "conv_4:64", "pooling": "flatten"},
+            {"strength": 1.0, "carriers": "conv_4:64", "pooling": "flatten"},
+            {"strength": 1.0, "carriers": "conv_4:32"},
+            {"strength": 0.1, "carriers": "conv_4_pooled:64", "pooling": "flatten"},
+            {"strength": 0.1, "carriers": "features:64,conv_4:32"},
         ),
         # How much fits: 70 to 5,000 bits in the 512 features of the last hidden layer.
         "capacity": Study(
             range(1),
-            tuple({"carriers": f"features:{bits}", "epochs": 10} for bits in (64, 7, 13, 26, 128, 205, 410, 500)),
+            tuple(
+                {"carriers": f"features:{bits}", "epochs": 20, "strength": 0.2}
+                for bits in (64, 7, 13, 26, 128, 205, 410, 500)
+            ),
             twins_of="capacity",
         ),
         # All attacks, on models that disguised copies can be told from.

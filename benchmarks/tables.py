@@ -365,6 +365,7 @@ TABLES: dict[str, Table] = {
     "errors": errors_table,
     "summary": summary_table,
     **_for_each(_NETWORKS, "accuracy", accuracy_table, "default"),
+    "accuracy_cnn_first": functools.partial(accuracy_table, study="cnn_first"),
     "accuracy_wrn_short": functools.partial(accuracy_table, study="wrn_short"),
     **_for_each(_NETWORKS, "robustness", robustness_table, "default"),
     "strength_mnist": functools.partial(strength_table, study="mnist_strength"),

@@ -30,8 +30,9 @@ class Config(TrainingConfig):
     dropout: float = option(
         0.1, "Rate after each pooling; twice that after the hidden layer.", minimum=0.0, maximum=0.49
     )
+    epochs: int = redefined(TrainingConfig, "epochs", 40)
     label_smoothing: float = redefined(TrainingConfig, "label_smoothing", 0.1)
-    strength: float = redefined(TrainingConfig, "strength", 0.2)
+    strength: float = redefined(TrainingConfig, "strength", 0.1)
     augment: bool = redefined(TrainingConfig, "augment", True)
     mixed_precision: str = redefined(TrainingConfig, "mixed_precision", "mixed_bfloat16")
     dataset: str = option("cifar10", "All of CIFAR-10 by TFDS, or made-up images.", choices=("cifar10", "synthetic"))
