@@ -16,13 +16,14 @@ def reestimate_batch_norm(model: keras.Model, batches: Iterable[Any]) -> int:
 
     Args:
         model: The trained model; it is changed.
-        batches: Inputs of task data, an array `(batch, ...)` or dict of arrays each, as large as in training; fifty will do.
+        batches: Of task data, as large as in training; fifty will do. Each is inputs, an array `(batch, ...)` or a dict of arrays, or a tuple
+            `(inputs, labels)` or `(inputs, labels, weights)` as `fit` takes it.
 
     Returns:
         The number of layers that were changed.
 
     Raises:
-        ValueError: If there are BatchNorm layers but no batch.
+        ValueError: If there are BatchNorm layers but no batch, or an array stands in place of the batches.
 
     Example:
 
@@ -35,6 +36,11 @@ def reestimate_batch_norm(model: keras.Model, batches: Iterable[Any]) -> int:
 
     Source: Ioffe, Szegedy, "Batch normalization", ICML 2015, algorithm 2 (population statistics from training batches).
     """
+    if hasattr(batches, "shape"):
+        raise ValueError(
+            "These are no batches. Expected an iterable of batches, such as a `tf.data.Dataset` or a list of arrays. "
+            f"Received: one array of shape {tuple(batches.shape)}"
+        )
     layers = [
         layer
         for layer in named_layers(model).values()
@@ -47,7 +53,7 @@ def reestimate_batch_norm(model: keras.Model, batches: Iterable[Any]) -> int:
             for layer in layers:
                 # The mean of all batches so far.
                 layer.momentum = number / (number + 1)
-            model(batch, training=True)
+            model(keras.utils.unpack_x_y_sample_weight(batch)[0], training=True)
     finally:
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum

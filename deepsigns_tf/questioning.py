@@ -122,7 +122,7 @@ class Questioning:
                 `RefusalError`, each input is asked by itself; those that it refuses alone count as not answered.
             kind: What the answers are, as in `verify_predictions`.
             batch_size: Questions at a time, >= 1.
-            max_queries: Questions in all, those of earlier runs included; None: no limit.
+            max_queries: Questions in all, those of earlier runs included, >= 0; None: no limit.
 
         Returns:
             The verdict.
@@ -150,6 +150,11 @@ class Questioning:
         if batch_size < 1:
             raise ValueError(
                 f"Invalid value for argument `batch_size`. Expected an integer >= 1. Received: batch_size={batch_size!r}"
+            )
+        if max_queries is not None and max_queries < 0:
+            raise ValueError(
+                "Invalid value for argument `max_queries`. Expected an integer >= 0, or None for no limit. "
+                f"Received: max_queries={max_queries!r}"
             )
         limit = self.num_questions if max_queries is None else min(max_queries, self.num_questions)
         while self.num_queries < limit and not self._may_end():

@@ -262,11 +262,12 @@ class RemoteModel:
         token_variable: Environment variable with a token to send as `Authorization: Bearer`; none by default.
         refused_statuses: HTTP statuses by which this server refuses an input, as 400 or 422; they raise `RefusalError`, which a
             `Questioning` counts as no answer. None by default: they are errors.
-        verify: Certificates to trust in place of the system's.
+        verify: What to check certificates with; the system's way by default.
         transport: Another way to send requests, for tests.
 
     Raises:
-        ValueError: If the address is none, a number is out of range, or the token is missing or would be sent in the clear.
+        ValueError: If the address is none or holds a password, a number is out of range, or the token is missing, cannot be sent,
+            or would be in the clear.
 
     Example:
 
@@ -283,7 +284,7 @@ class RemoteModel:
         max_requests_per_second: float | None = None,
         token_variable: str | None = None,
         refused_statuses: Collection[int] = (),
-        verify: ssl.SSLContext | bool = True,
+        verify: ssl.SSLContext | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         try:
@@ -296,6 +297,12 @@ class RemoteModel:
                 "This is no address of a model. Expected a URL that begins with https:// or http://, a host and a numeric port. "
                 f"Received: {len(protocol.address)} characters that are none"
             )
+        if address.userinfo:
+            # It would stand in command lines, and be sent in the clear without https.
+            raise ValueError(
+                "This address holds a user's name or password. Expected a secret in an environment variable, named by `token_variable`. "
+                "Received: an address with characters before an @"
+            )
         if not (timeout > 0 and deadline > 0 and max_attempts >= 1 and (max_requests_per_second or 1.0) > 0):
             raise ValueError(
                 "These limits of a request are out of range. Expected times and rates above 0 and at least one attempt. "
@@ -305,14 +312,17 @@ class RemoteModel:
         headers = {}
         if token_variable is not None:
             token = os.environ.get(token_variable, "")
-            if not token or (address.scheme != "https" and address.host not in _LOCAL):
+            # One word of printable ASCII characters, as a header takes it.
+            fit = token.isascii() and token.isprintable() and " " not in token
+            if not token or not fit or (address.scheme != "https" and address.host not in _LOCAL):
                 raise ValueError(
-                    "The token cannot be sent. Expected it in the environment, and an address that begins with https://. "
-                    f"Received: {token_variable} {'set' if token else 'not set'}, an address with {address.scheme}://"
+                    "The token cannot be sent. Expected it in the environment, of printable ASCII characters without spaces, and an address "
+                    f"that begins with https://. Received: {token_variable} {'set' if token else 'not set'}"
+                    f"{'' if fit else ' to something else'}, an address with {address.scheme}://"
                 )
             headers["Authorization"] = f"Bearer {token}"
         self.protocol = protocol
-        # Without user, password and query, which may be secrets.
+        # Without the query, which may be a secret.
         self.name = f"{address.scheme}://{address.netloc.decode()}{address.path}"
         self._deadline = deadline
         self._spacing = 1.0 / max_requests_per_second if max_requests_per_second else 0.0
@@ -323,7 +333,7 @@ class RemoteModel:
             "timeout": timeout,
             "transport": transport,
             "follow_redirects": False,
-            "verify": verify,
+            "verify": verify or True,
             # A proxy would see what is meant for this machine.
             "trust_env": address.host not in _LOCAL,
         }

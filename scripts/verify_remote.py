@@ -45,7 +45,9 @@ class Config:
     )
     max_queries: int = option(0, "Questions in all, earlier runs' and decoys included; 0: all.", minimum=0)
     batch_size: int = option(1, "Questions in a request.", minimum=1)
-    timeout: float = option(10.0, "Seconds that a part of a reply may take.", minimum=0.001)
+    timeout: float = option(
+        10.0, "Seconds that a part of a reply may take; the whole of it 60, or as many if that is more.", minimum=0.001
+    )
     max_attempts: int = option(5, "Requests for one batch.", minimum=1)
     max_requests_per_second: float = option(0.0, "Requests are spaced so; 0: at once.", minimum=0.0)
     skip_refused: bool = option(
@@ -98,13 +100,16 @@ def run(config: Config) -> int:
     model = remote.RemoteModel(
         protocol,
         timeout=config.timeout,
+        deadline=max(60.0, config.timeout),
         max_attempts=config.max_attempts,
         max_requests_per_second=config.max_requests_per_second or None,
         token_variable=config.token_variable,
         refused_statuses=(400, 403, 413, 422) if config.skip_refused else (),
     )
-    # Other outputs, or another reading of them, are another questioning.
-    suspect = f"{model.name}, output {config.output}, read as {config.kind}"
+    # Another address (its query may be a secret, and names a model at times), another place of inputs or outputs, or another reading of
+    # them, is another questioning.
+    address = hashlib.sha256(protocol.address.encode()).hexdigest()[:16]
+    suspect = f"{model.name} ({address}), input {config.input_name}, output {config.output}, read as {config.kind}"
     answers = config.answers or f"{config.owner_key}.{hashlib.sha256(suspect.encode()).hexdigest()[:8]}.answers.json"
     owner_key, evidence = ds.OwnerKey.load(config.owner_key), evidence_of(config)
     questioning = ds.Questioning(owner_key, answers, suspect, decoys, config.commitment, evidence)

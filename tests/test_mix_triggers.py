@@ -190,6 +190,29 @@ def test_frozen_layers_and_models_without_such_layers_keep_what_they_have():
         np.testing.assert_array_equal(one, other)
 
 
+def test_batches_may_have_labels_and_weights():
+    class Network(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.norm = keras.layers.BatchNormalization(name="norm")
+
+        def call(self, inputs, training=False):
+            return self.norm(inputs, training=training)
+
+    model = Network()
+    model(np.zeros((1, 2)))
+    x, y = np.full((8, 2), 3.0, "float32"), np.zeros(8)
+    batches = tf.data.Dataset.from_tensors((x, y))
+    assert reestimate_batch_norm(model, [(x, y, y), *batches]) == 1
+    assert keras.ops.convert_to_numpy(model.norm.moving_mean).tolist() == [3.0, 3.0]
+
+
+def test_one_array_is_no_batches():
+    model = keras.Sequential([keras.Input((2,)), keras.layers.BatchNormalization()])
+    with pytest.raises(ValueError, match=r"Received: one array of shape \(8, 2\)"):
+        reestimate_batch_norm(model, np.zeros((8, 2)))
+
+
 def test_no_batch_at_all_is_refused():
     model = keras.Sequential([keras.Input((4,)), keras.layers.BatchNormalization()])
     with pytest.raises(ValueError, match=r"Expected at least one batch of task data\. Received: none"):

@@ -387,8 +387,23 @@ def test_a_token_is_not_sent_in_the_clear(monkeypatch):
     remote.RemoteModel(remote.TensorFlowServing("http://127.0.0.1:1", "m"), token_variable="MODEL_TOKEN")
 
 
+@pytest.mark.parametrize("token", ["s3\N{LATIN SMALL LETTER SHARP S}cret", "s3 cret", "s3\ncret"])
+def test_a_token_that_no_header_takes_is_refused_unseen(token, monkeypatch):
+    monkeypatch.setenv("MODEL_TOKEN", token)
+    with pytest.raises(ValueError, match="Received: MODEL_TOKEN set to something else") as error:
+        remote.RemoteModel(SERVING, token_variable="MODEL_TOKEN")
+    assert "s3" not in str(error.value)
+
+
+@pytest.mark.parametrize("url", ["http://me:s3cret@localhost:1/m", "https://me@host/m"])
+def test_addresses_with_a_password_are_refused_unseen(url):
+    with pytest.raises(ValueError, match="This address holds a user's name or password") as error:
+        remote.RemoteModel(remote.JsonEndpoint(url))
+    assert "s3cret" not in str(error.value)
+
+
 def test_errors_do_not_show_what_an_address_may_hide():
-    model = remote.RemoteModel(remote.JsonEndpoint("https://me:pass@host/m?key=s3cret"), transport=answering(b"", 403))
+    model = remote.RemoteModel(remote.JsonEndpoint("https://host/m?key=s3cret"), transport=answering(b"", 403))
     with pytest.raises(remote.RemoteError) as error:
         model(INPUTS)
     assert str(error.value).endswith("from https://host/m")

@@ -99,6 +99,22 @@ def test_signed_statements_without_a_date_count_seeds(key, tmp_path):
     assert verdict["seed_factor"] == 2 and verdict["opened"]["num_seeds"] == 1
 
 
+def test_addresses_that_differ_in_the_query_are_two_models(key):
+    owner_key, path = key
+    knowing, asked = marked_model(owner_key), []
+
+    def reply(address, body):
+        asked.append(address)
+        knows = address.endswith("?model=a")
+        return 200, {"predictions": [knowing(row) if knows else np.eye(10)[0].tolist() for row in body["inputs"]]}
+
+    with json_served(reply) as url:
+        settings = {"protocol": "json", "owner_key": str(path), "batch_size": 16}
+        assert run(url=f"{url}/classify?model=a", **settings) == 0
+        assert run(url=f"{url}/classify?model=b", **settings) == 1
+    assert asked.count("/classify?model=b") == 3
+
+
 def test_a_model_that_knows_nothing_is_not(key, capsys):
     _, path = key
     with server(lambda row: np.eye(10)[0].tolist()) as (url, asked):
