@@ -45,14 +45,15 @@ class Study:
     twins_of: str | None = None
 
 
-def search(shared: dict[str, Any], *settings: dict[str, Any]) -> Study:
-    """The study "search", which chooses how strong a mark is and where it sits: one seed, apart from those of the results.
+def search(shared: dict[str, Any], *settings: dict[str, Any], name: str = "search") -> Study:
+    """A study that chooses how strong a mark is, or where it sits: one seed, apart from those of the results.
 
     Args:
         shared: What all runs have in common, held-out training examples among it.
         settings: What they differ in, the mark alone.
+        name: Of the study.
     """
-    return Study(range(100, 101), tuple(each | shared for each in settings), twins_of="search")
+    return Study(range(100, 101), tuple(each | shared for each in settings), twins_of=name)
 
 
 def triggers(seeds: range, attacks: Attacks) -> Study:

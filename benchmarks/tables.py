@@ -370,6 +370,7 @@ TABLES: dict[str, Table] = {
     **_for_each(_NETWORKS, "robustness", robustness_table, "default"),
     "strength_mnist": functools.partial(strength_table, study="mnist_strength"),
     **_for_each(("cnn", "wrn", "lstm"), "search", search_table, "search"),
+    "places_cnn": functools.partial(search_table, study="cnn_places"),
     "capacity": _with_picture(capacity_table, "cnn_capacity"),
     "overhead": functools.partial(overhead_table, study="overhead"),
     "overhead_networks": functools.partial(overhead_table, study="overhead_networks"),
