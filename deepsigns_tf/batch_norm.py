@@ -16,8 +16,8 @@ def reestimate_batch_norm(model: keras.Model, batches: Iterable[Any]) -> int:
 
     Args:
         model: The trained model; it is changed.
-        batches: Of task data, as large as in training; fifty will do. Each is inputs, an array `(batch, ...)` or a dict of arrays, or a tuple
-            `(inputs, labels)` or `(inputs, labels, weights)` as `fit` takes it.
+        batches: Of task data, as large as in training; fifty will do. Each is inputs, an array `(batch, ...)` or a dict of arrays, or a
+            tuple `(inputs, labels)` or `(inputs, labels, weights)` as `fit` takes it.
 
     Returns:
         The number of layers that were changed.

@@ -316,8 +316,8 @@ class RemoteModel:
             fit = token.isascii() and token.isprintable() and " " not in token
             if not token or not fit or (address.scheme != "https" and address.host not in _LOCAL):
                 raise ValueError(
-                    "The token cannot be sent. Expected it in the environment, of printable ASCII characters without spaces, and an address "
-                    f"that begins with https://. Received: {token_variable} {'set' if token else 'not set'}"
+                    "The token cannot be sent. Expected it in the environment, of printable ASCII characters without spaces, and an "
+                    f"address that begins with https://. Received: {token_variable} {'set' if token else 'not set'}"
                     f"{'' if fit else ' to something else'}, an address with {address.scheme}://"
                 )
             headers["Authorization"] = f"Bearer {token}"

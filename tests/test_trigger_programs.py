@@ -1,5 +1,6 @@
 """The training programs with triggers: alone and beside a mark in the layers, on made-up data."""
 
+import contextlib
 import importlib
 import json
 
@@ -63,10 +64,19 @@ def test_the_statistics_of_a_network_without_batch_norm_stay(both):
     assert both[2]["triggers"]["batch_norm"] == {"num_layers": 0}
 
 
+@pytest.fixture(scope="module")
+def suspects(both):
+    """The run's models by their files' names, as suspects that were opened once."""
+    paths = [str(both[0] / f"{name}.keras") for name in ("marked", "unmarked")]
+    with contextlib.ExitStack() as processes:
+        yield {path: processes.enter_context(ds.load_suspect(path)) for path in paths}
+
+
 @pytest.mark.parametrize("by", ["weights", "answers"])
-def test_either_mark_can_be_verified(both, by, capsys):
+def test_either_mark_can_be_verified(both, suspects, by, monkeypatch, capsys):
     from scripts import verdicts, verify
 
+    monkeypatch.setattr(ds, "load_suspect", lambda path: contextlib.nullcontext(suspects[path]))
     folder, _, _ = both
     commitment = (folder / "commitment.txt").read_text()
     config = verify.Config(str(folder / "marked.keras"), str(folder / "owner.key"), by=by, commitment=commitment)
@@ -76,10 +86,10 @@ def test_either_mark_can_be_verified(both, by, capsys):
     assert verify.run(unmarked) == verdicts.NOT_MARKED
 
 
-def test_triggers_alone_need_no_layer(tmp_path, capsys):
+def test_triggers_alone_need_no_layer(both, tmp_path, capsys):
     from scripts import verdicts, verify
 
-    _, result = run("train_mnist_mlp", tmp_path / "run", carriers="", **SETTINGS)
+    _, result = run("train_mnist_mlp", tmp_path / "run", carriers="", unmarked_from=str(both[0]), **SETTINGS)
     assert "verdict" not in result and "bit_error_rate" not in result
     assert result["triggers"]["verdict"]["marked"] and not result["triggers"]["controls"]["unmarked twin"]["marked"]
     assert {path.name for path in (tmp_path / "run").iterdir()} == (FILES | TRIGGER_FILES) - {"verdict.json"}
@@ -91,12 +101,13 @@ def test_triggers_alone_need_no_layer(tmp_path, capsys):
     assert "labels matched  20 of 20" in capsys.readouterr().out
 
 
-def test_triggers_of_low_density_are_committed_to_when_the_twin_is_trained(tmp_path, capsys):
-    _, result = run("train_mnist_mlp", tmp_path / "run", trigger_family="low_density", **SETTINGS)
+def test_triggers_of_low_density_are_committed_to_when_the_twin_is_there(both, tmp_path, capsys):
+    settings = SETTINGS | {"trigger_family": "low_density", "unmarked_from": str(both[0])}
+    _, result = run("train_mnist_mlp", tmp_path / "run", **settings)
     printed = capsys.readouterr().out
     first = printed.index("Commitment, to publish")
     second = printed.index(f"Commitment with triggers, to publish before they are trained: {result['commitment']}")
-    assert first < printed.index("Training the unmarked") < second < printed.index("Training the marked")
+    assert first < second < printed.index("Training the marked")
     assert result["triggers"]["verdict"]["num_matches"] >= 8
     key = ds.OwnerKey.load(tmp_path / "run" / "owner.key")
     assert key.triggers.family == "low_density" and key.commitment() == result["commitment"]
@@ -126,6 +137,7 @@ def test_a_run_that_goes_on_ends_with_the_same_model(both, tmp_path, monkeypatch
     from scripts import checkpoints
 
     folder, _, _ = both
+    settings = SETTINGS | {"resume": True, "unmarked_from": str(folder)}
     write, written = checkpoints.write_atomically, []
 
     def write_twice(path, data):
@@ -139,8 +151,8 @@ def test_a_run_that_goes_on_ends_with_the_same_model(both, tmp_path, monkeypatch
         (tmp_path / "run" / name).write_bytes((folder / name).read_bytes())
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(checkpoints, "write_atomically", write_twice)
-        run("train_mnist_mlp", tmp_path / "run", resume=True, **SETTINGS)
-    run("train_mnist_mlp", tmp_path / "run", resume=True, **SETTINGS)
+        run("train_mnist_mlp", tmp_path / "run", **settings)
+    run("train_mnist_mlp", tmp_path / "run", **settings)
     for one, other in zip(
         keras.models.load_model(folder / "marked.keras").get_weights(),
         keras.models.load_model(tmp_path / "run" / "marked.keras").get_weights(),
