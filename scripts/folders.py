@@ -47,13 +47,14 @@ def claim(folder: pathlib.Path, config: Any, program: str, num_parameters: int) 
     Raises:
         ValueError: If it holds something else, or the disk is too full. Nothing is written then.
     """
-    # Two models, and a checkpoint with two slots of an optimizer that is written beside the last one.
+    # Two models, a third where marking starts from one, and a checkpoint with two slots of an optimizer that is written beside the last one.
+    num_models = 3 if config.unmarked_epochs or config.fine_tune_epochs else 2
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    needed, free = 4 * num_parameters * (2 + 2 * 3), shutil.disk_usage(existing).free
+    needed, free = 4 * num_parameters * (num_models + 2 * 3), shutil.disk_usage(existing).free
     if free < needed:
         raise ValueError(
-            f"The disk is too full for this run. Expected {needed / 2**20:.0f} MiB for models and checkpoints. "
-            f"Received: {free / 2**20:.0f} MiB free in output_dir={config.output_dir}"
+            f"The disk is too full for this run. Expected {needed / 2**20:.1f} MiB for models and checkpoints. "
+            f"Received: {free / 2**20:.1f} MiB free in output_dir={config.output_dir}"
         )
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "config.json"

@@ -356,11 +356,14 @@ def test_batches_that_mostly_miss_the_carrier_classes_are_refused(train, quick, 
     assert begun == [] and list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("settings", "num_copies"), [({}, 8), ({"unmarked_epochs": 1}, 9), ({"fine_tune_epochs": 1}, 9)]
+)
 def test_a_disk_that_is_too_full_is_told_before_anything_is_written(
-    train, training, quick, begun, monkeypatch, tmp_path
+    settings, num_copies, train, training, quick, begun, monkeypatch, tmp_path
 ):
-    """784-512-512-10 in float32, twice, and two checkpoints with Adam's two slots: 8 times 669,706 numbers, 20 MiB."""
-    needed = 8 * 4 * 669_706
+    """784-512-512-10 in float32, twice or three times, and two checkpoints with Adam's two slots: 669,706 numbers each."""
+    needed = num_copies * 4 * 669_706
     free = {"bytes": needed - 1}
 
     def disk_usage(path):
@@ -369,10 +372,11 @@ def test_a_disk_that_is_too_full_is_told_before_anything_is_written(
 
     monkeypatch.setattr(training.folders.shutil, "disk_usage", disk_usage)
     with pytest.raises(ValueError) as error:
-        train.run(train.Config(str(tmp_path / "run"), dataset="mnist5k"))
+        train.run(train.Config(str(tmp_path / "run"), dataset="mnist5k", **settings))
+    size = {8: "20.4", 9: "23.0"}[num_copies]
     assert str(error.value) == (
-        "The disk is too full for this run. Expected 20 MiB for models and checkpoints. "
-        f"Received: 20 MiB free in output_dir={tmp_path / 'run'}"
+        f"The disk is too full for this run. Expected {size} MiB for models and checkpoints. "
+        f"Received: {size} MiB free in output_dir={tmp_path / 'run'}"
     )
     assert begun == [] and list(tmp_path.iterdir()) == []
     # The control: with one byte more it begins.
