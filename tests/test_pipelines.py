@@ -43,7 +43,7 @@ def test_batches_depend_on_seed_and_epoch_alone(pipelines):
         assert len(set(seen)) == 9
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(
     seed=st.integers(0, 2**31 - 1),
     num_examples=st.integers(1, 12),
