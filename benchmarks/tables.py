@@ -387,6 +387,8 @@ TABLES: dict[str, Table] = {
         for name, table in _for_each(_NETWORKS, "suite", suite_tables.suite_table, "suite").items()
     },
     "defences": _with_picture(functools.partial(suite_tables.defences_table, study="mnist_defences"), "mnist_defences"),
+    **_for_each(("mnist",), "defences_again", suite_tables.defences_table, "defences_again"),
+    "invariants": suite_tables.invariants_table,
     "detector": suite_tables.detector_table,
     "verdicts": evidence_tables.verdicts_table,
     "claims": evidence_tables.claims_table,

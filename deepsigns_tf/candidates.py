@@ -17,6 +17,8 @@ from deepsigns_tf.responses import Place, Respondent, Responses, Role, means_of_
 
 # Of a unit's size, in single precision.
 _ROUNDING = 1e-6
+# Between these shares of the reference's width units are matched. Whoever widens a layer more pays for it in every answer.
+_NARROWEST, _WIDEST = 1 / 4, 32
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -83,7 +85,7 @@ def matched_candidates(
     The suspect is run once for all.
 
     Units are matched by their responses to the key inputs, which were fixed before the suspect existed, within classes, where the
-    mark is not. Outputs more than four times as wide as the reference's layer, or less than a quarter, are not tried; they
+    mark is not. Outputs more than 32 times as wide as the reference's layer, or less than a quarter, are not tried; they
     count as admissible all the same. So do the reference's own outputs: which of them stands for a carrier is not committed.
 
     Args:
@@ -99,7 +101,7 @@ def matched_candidates(
     """
     suspect, known = respondent(model), respondent(reference)
     exact = {layer.carrier: (layer.num_units, layer.num_units) for layer in owner_key.layers}
-    wide = {name: (width // 4, 4 * width) for name, (width, _) in exact.items()}
+    wide = {name: (int(_NARROWEST * width), _WIDEST * width) for name, (width, _) in exact.items()}
     of_suspect = _features(suspect, owner_key, wide)
     of_reference = _features(known, owner_key, exact)
     labels = _fitting_key_inputs(suspect, owner_key).labels

@@ -241,6 +241,37 @@ def verify(
 
     Source: DeepSigns, section 3.2.
     """
+    found = each_way(model, owner_key, commitment=commitment, evidence=evidence, search=search, reference=reference)
+    return min(found, key=lambda verdict: verdict.log10_p_value)
+
+
+def each_way(
+    model: keras.Model | Respondent,
+    owner_key: OwnerKey,
+    *,
+    commitment: str | None = None,
+    evidence: Evidence | None = None,
+    search: bool = False,
+    reference: str | os.PathLike[str] | Respondent | None = None,
+) -> list[Verdict]:
+    """The verdicts that `verify` takes the best of: as the suspect stands; with a reference also after its units were matched.
+
+    Args:
+        model: As in `verify`, and so are the others.
+        owner_key: The claimant's key.
+        commitment: What was published before training.
+        evidence: The owner's signed statements.
+        search: Whether to try every layer.
+        reference: The file whose hash stands in the key.
+
+    Returns:
+        One verdict for each way in which something could be read; `Verdict.matched` tells them apart. Each has paid for all.
+
+    Raises:
+        ValueError: As `verify`.
+
+    Example: see `verify`.
+    """
     if owner_key.key_inputs is None or not owner_key.layers:
         raise ValueError(
             "This key cannot read a mark yet. Expected a key with key inputs (`with_key_inputs`) and layers (returned by `release`). "
@@ -274,7 +305,7 @@ def verify(
         raise errors[0]
     read = [model] if reference is None else [model, other]
     caveats = [caveat for each in read for caveat in respondent(each).caveats]
-    return min(verdicts, key=lambda verdict: verdict.log10_p_value).assuming(*dict.fromkeys(caveats))
+    return [verdict.assuming(*dict.fromkeys(caveats)) for verdict in verdicts]
 
 
 def _referred(reference: str | os.PathLike[str] | Respondent, owner_key: OwnerKey) -> keras.Model | Respondent:

@@ -118,7 +118,13 @@ def marked(tmp_path_factory):
 
 def test_a_permuted_copy_is_read_after_matching_it_with_what_does_not_know_the_bits(marked):
     import deepsigns_tf as ds
-    from deepsigns_tf.attacks.same_function import add_cancelling_units, permute_units, rescale_units, split_units
+    from deepsigns_tf.attacks.same_function import (
+        add_cancelling_units,
+        add_idle_units,
+        permute_units,
+        rescale_units,
+        split_units,
+    )
 
     reference, model, key, _ = marked
     assert ds.verify(model, key).marked
@@ -130,6 +136,10 @@ def test_a_permuted_copy_is_read_after_matching_it_with_what_does_not_know_the_b
         assert any("units were matched" in line for line in verdict.assumptions)
     wider = add_cancelling_units(split_units(model, 3, 0.2), 4, 0.2)
     assert ds.verify(wider, key, commitment=key.commitment(), reference=reference).marked
+    # Idle units cost a thief little: a few times the width must not be enough.
+    widest = add_idle_units(permute_units(model, 1), 5, 7.0)
+    assert widest.get_layer("hidden").units == 8 * 128
+    assert ds.verify(widest, key, commitment=key.commitment(), reference=reference).marked
 
 
 def test_a_suspect_is_run_once_however_it_is_read(marked):
