@@ -263,6 +263,23 @@ def test_class_means_are_moved_as_far_as_asked(model, data):
     assert apart[0] < 0.5 < apart[1] < 1.5 < apart[2] < 4.0
 
 
+def test_all_attacks_can_train_as_a_task_with_smoothed_labels_does(model, data):
+    """What class an input is of is no matter of its target; answers are learned as they are."""
+    smoothed = Recipe(1, 1e-3, label_smoothing=0.2)
+    layers = {"features": "mean"}
+    thiefs = ds.OwnerKey("thief", (ds.Carrier("features", range(3), 32),), ds.DecisionRule(), bytes(32))
+    moved = move_class_means(model, *data, seed=0, layers=layers, distance=8.0, recipe=smoothed)
+    assert "features" in _changed(model, moved)
+    for attacked in (
+        fine_tune(model, *data, seed=0, recipe=smoothed),
+        overwrite(model, *data, 0, thiefs, {"features": "features"}, recipe=smoothed),
+        train_adversarially(model, *data, seed=0, num_steps=1, recipe=smoothed),
+    ):
+        assert _changed(model, attacked)
+    assert fine_tune(model, *data, seed=0, recipe=smoothed).loss.label_smoothing == 0.2
+    assert distill(model, data[0], seed=0, recipe=smoothed).loss.label_smoothing == 0.0
+
+
 def test_the_rate_falls_to_nothing_where_asked(model, data):
     rates = [
         float(fine_tune(model, *data, seed=0, recipe=Recipe(2, 1e-3, falls=falls)).optimizer.learning_rate)

@@ -24,6 +24,7 @@ pytest.importorskip("tqdm", reason="the measurements are made in the environment
 from benchmarks import (
     accelerator,
     calibration,
+    invariants,
     overhead,
     pictures,
     redundancy,
@@ -37,6 +38,7 @@ from benchmarks import (
 from benchmarks import attacks as network_attacks  # noqa: E402
 from benchmarks.attacks import Attacks  # noqa: E402
 from deepsigns_tf.attacks import suite as suites  # noqa: E402
+from deepsigns_tf.attacks.same_function import permute_units, rescale_units  # noqa: E402
 from models.mnist_mlp import mnist_mlp  # noqa: E402
 from scripts import (
     attack,  # noqa: E402
@@ -578,6 +580,27 @@ def test_a_suite_stands_in_the_row_with_its_circumstances_and_tries_again_what_f
     for seed in study.seeds:
         studies._go_through_suite(row, tmp_path / "0_0", config, study, seed)
     assert [(each.suite, each.seed) for each in asked[2:]] == [("paper", 0), ("brief", 1)]
+
+
+def test_sorted_class_means_are_read_in_whatever_order_the_units_are():
+    """And not whatever their size is; the loss asks for the same bits that are read."""
+    keras.utils.set_random_seed(0)
+    x, y = np.random.default_rng(0).random((100, 784), "float32"), np.arange(100) % 10
+    key = ds.OwnerKey("trial", (ds.Carrier("features", range(10), 64),), ds.DecisionRule(), bytes(32))
+    key = key.with_key_inputs(x, y, 8)
+    model = mnist_mlp()
+    rate = invariants.sorted_bit_error_rate(model, key)
+    assert invariants.sorted_bit_error_rate(permute_units(model, 1), key) == rate
+    assert invariants.sorted_bit_error_rate(rescale_units(model, 1), key) != rate
+    means = np.random.default_rng(1).random((10, 512)).astype("float32")
+    logits = [
+        keras.ops.convert_to_numpy(kind(key, "features").logits(each))
+        for kind, each in (
+            (invariants.SortedSignatureRegularizer, means),
+            (ds.SignatureRegularizer, np.sort(means, axis=1)),
+        )
+    ]
+    np.testing.assert_allclose(*logits, rtol=1e-5)
 
 
 def test_a_payload_is_decoded_by_majority_and_is_a_fair_coin_by_chance():

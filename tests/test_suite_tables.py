@@ -172,6 +172,17 @@ def test_a_picture_stands_below_its_table_where_there_is_one():
         assert shown[name].endswith(f"]({picture}.png)\n") and picture in pictures.PICTURES
 
 
+def test_readings_without_a_match_stand_beside_the_one_with():
+    attacks = {
+        "none": {"bit_error_rate": 0.0, "accuracy": 0.981},
+        "units split": {"bit_error_rate": 0.49, "accuracy": 0.98},
+    }
+    row = {"way": "sorted", "bits_per_class": 16, "strength": 1.0, "attacks": attacks}
+    lines = suite_tables.invariants_table({"invariants": RESULT | {"rows": [row]}}).splitlines()
+    assert lines[0].endswith("| none: BER (accuracy, %) | units split: BER (accuracy, %) |")
+    assert lines[2] == "| sorted class means, no match | 16 | 1 | 0.000 (98.10) | 0.490 (98.00) |"
+
+
 def test_detectors_stand_with_their_intervals():
     area = {"auc": 0.631, "interval": [0.52, 0.74]}
     row = {"kind": "default", "num_marked": 120, "num_unmarked": 223, "num_features": 9, "logistic regression": area}

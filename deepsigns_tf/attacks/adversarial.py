@@ -63,7 +63,6 @@ def train_adversarially(
     lowest, highest = float(x.min()), float(x.max())
     epsilon = relative_epsilon * (highest - lowest)
     copy = copied(model, seed)
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=not puts_out_probabilities(model))
     random = keras.random.SeedGenerator(seed)
 
     class Hardened(keras.Model):
@@ -76,7 +75,7 @@ def train_adversarially(
                 hard = tf.clip_by_value(tf.clip_by_value(hard, inputs - epsilon, inputs + epsilon), lowest, highest)
                 with tf.GradientTape() as tape:
                     tape.watch(hard)
-                    value = loss(labels, self(hard, training=False))
+                    value = self.compute_loss(y=labels, y_pred=self(hard, training=False))
                 hard += 2.5 * epsilon / num_steps * tf.sign(tape.gradient(value, hard))
             hard = tf.clip_by_value(tf.clip_by_value(hard, inputs - epsilon, inputs + epsilon), lowest, highest)
             return super().train_step((tf.stop_gradient(hard), labels))

@@ -92,6 +92,7 @@ def fit(
 
     # What an earlier training has left, its data among it, hangs together in circles: Python frees it after gigabytes.
     gc.collect()
+    labels = y
     if recipe.label_smoothing and y.ndim == 1:
         y = np.eye(model.output_shape[-1], dtype="float32")[y]
     from_logits = not puts_out_probabilities(model)
@@ -107,15 +108,16 @@ def fit(
     optimizer = recipe.optimizer(schedule if recipe.falls else recipe.learning_rate)
     # Accuracy is measured after the attack, not in every step; several steps a call spare what Python does between them.
     model.compile(optimizer, [loss, *penalties] if penalties else loss, steps_per_execution=_STEPS_PER_EXECUTION)
-    inputs, targets = tf.constant(x), tf.constant(y)
+    inputs, targets, of_penalties = tf.constant(x), tf.constant(y), tf.constant(labels)
     rows = tf.data.Dataset.range(len(x)).shuffle(len(x), seed=seed).batch(num_rows, drop_remainder=True)
     seeds = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).batch(2, drop_remainder=True)
     augmentation = recipe.augmentation or (lambda images, batch_seed: images)
 
     def examples(rows: Tensor, batch_seed: Tensor) -> tuple[Tensor, Any]:
-        labels = tf.gather(targets, rows)
-        # Each output of a model that has several wants targets of its own.
-        wanted = (labels, *[labels for _ in penalties]) if penalties else labels
+        wanted = tf.gather(targets, rows)
+        if penalties:
+            # Each output of a model that has several wants targets of its own.
+            wanted = (wanted, *[tf.gather(of_penalties, rows) for _ in penalties])
         return augmentation(tf.gather(inputs, rows), batch_seed), wanted
 
     batches = tf.data.Dataset.zip(rows, seeds).map(examples, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
