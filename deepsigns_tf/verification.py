@@ -219,7 +219,7 @@ def verify(
         search: Whether to try every layer, though the map was committed to.
         reference: The file whose hash stands in the key (`OwnerKey.with_reference`), if it is your own, for it is loaded in this process;
             else what `load_suspect` made of it. The suspect is then read in two more ways: its units are matched with the reference's, by
-            what both do with the key inputs, whatever their order, with their own sizes and with the reference's. As the bits were derived
+            what both do with the key inputs, whatever their order, with their own sizes and brought to one spread. As the bits were derived
             from the file, it cannot know them, and p is as exact as without; all ways are paid for.
 
     Returns:
@@ -282,9 +282,9 @@ def each_way(
         ways = [(False, candidate_means(model, owner_key))]
     else:
         other = _referred(reference, owner_key)
-        # Sizes are an attacker's to choose; taking them from the reference costs a part of the mark.
+        # Sizes are an attacker's to choose; doing without them costs a part of the mark, taking the reference's a larger one.
         matched = matched_candidates(model, owner_key, other)
-        ways = [(False, matched.plain), (True, matched.unscaled), (True, matched.scaled)]
+        ways = [(False, matched.plain), (True, matched.unscaled), (True, matched.evened)]
     by_map = opened is not None and opened.layers_committed and not search
     recorded = [_as_recorded(found, owner_key) if by_map else None for _, found in ways]
     num_ways = sum(

@@ -57,6 +57,17 @@ def test_unrelated_units_match_less_than_noisy_copies():
     assert (align(REFERENCE, noisy[:, ::-1]).sources == np.arange(30)[::-1]).all()
 
 
+def test_units_are_brought_to_one_spread():
+    """Whatever their sizes; one that is missing stays so."""
+    factors, order = RANDOM.uniform(0.2, 5, 30), RANDOM.permutation(30)
+    spread = REFERENCE.std(axis=0)
+    suspect = (REFERENCE * factors)[:, order]
+    evened = align(REFERENCE, suspect).evened(suspect)
+    np.testing.assert_allclose(evened.applied(suspect), REFERENCE / spread, atol=1e-9)
+    narrow = align(REFERENCE, suspect[:, :25])
+    assert (narrow.evened(suspect[:, :25]).applied(suspect[:, :25])[:, narrow.sources < 0] == 0).all()
+
+
 def test_sizes_are_left_alone_when_asked():
     alignment = align(REFERENCE, 3 * REFERENCE).unscaled
     assert (alignment.scales == 1).all()
@@ -194,7 +205,7 @@ def test_bits_read_after_a_match_are_fair_coins(tmp_path):
         key = key.with_reference(tmp_path / "reference.keras").with_key_inputs(x, y, 60)
         key = key.with_layers([CarrierLayer("features", "hidden", 96)])
         for model in (suspect, reference):
-            (means,) = matched_candidates(model, key, reference).scaled["features"].means.values()
+            (means,) = matched_candidates(model, key, reference).evened["features"].means.values()
             matches.append(SignatureReader(key, "features", 96).read(means).num_matches)
     # 120 readings of 80 bits: four standard deviations of the mean rate.
     assert np.mean(matches) / 80 == pytest.approx(0.5, abs=4 * 0.5 / np.sqrt(120 * 80))

@@ -4,7 +4,7 @@ import pytest
 
 pytest.importorskip("tqdm", reason="the measurements are made in the environment of requirements.txt")
 
-from benchmarks import pictures, suite_tables, tables  # noqa: E402
+from benchmarks import bars, pictures, suite_tables, tables  # noqa: E402
 
 
 def _outcome(attack, family, accuracy, rate, log10_p, **more):
@@ -121,6 +121,34 @@ def test_the_price_of_a_mark_is_read_off_the_curve():
     assert "brings p above 1e-6 for 2.9 points of accuracy (class means moved by)." in text
     marks_stay = [row | {"suite": row["suite"] | {"rows": row["suite"]["rows"][:4]}} for row in RESULT["rows"]]
     assert suite_tables.price(RESULT | {"rows": marks_stay}) is None
+
+
+def test_what_was_asked_stands_beside_the_worst_row():
+    """Whatever was not recorded is not held; readings after the match are those of the match alone."""
+    outcomes = [
+        _outcome("50 % pruned", "paper", 0.97, 0.0, -192.0),
+        _outcome("90 % pruned", "paper", 0.80, 0.01, -180.0),
+        _outcome("99 % pruned", "paper", 0.50, 0.4, -5.0),
+        _outcome("overwritten, 1 x, 10 epochs", "paper", 0.98, 0.14, -90.0),
+        _outcome("overwritten, 1 x, 100 epochs", "paper", 0.98, 0.16, -80.0),
+        _outcome("overwritten, 1 x, 100 epochs, then disguised", "paper", 0.98, 0.5, 0.0, **_referred(0.4, -3.0)),
+        _outcome("units permuted", "same function", 0.98, 0.5, 0.0, **_referred(0.02, -150.0)),
+        _outcome("units permuted, then 50 % pruned", "same function", 0.97, 0.5, 0.0, **_referred(0.04, -140.0)),
+    ]
+    row = _row(0, 0.0)
+    suite = RESULT | {"rows": [row | {"suite": row["suite"] | {"rows": outcomes}}]}
+    rows = _table(bars.bars_table({"mnist_suite": suite, "cnn_suite": suite}).splitlines())
+    held = {(each["asked"].split(":")[0], each["of"]): (each["worst row"], each["held"]) for each in rows}
+    assert held["pruned up to 90 %", "MLP"] == ("90 % pruned", "**no**")
+    assert held["pruned up to 99.9 %, or to a loss of 20 points", "CNN"] == ("90 % pruned", "**no**")
+    assert held["overwritten at equal strength", "CNN"] == ("overwritten, 1 x, 100 epochs", "yes")
+    assert held["overwritten at equal strength", "MLP"] == ("overwritten, 1 x, 100 epochs", "**no**")
+    equal = "equal functions, also pruned or fine-tuned"
+    assert held[equal, "MLP"] == ("units permuted, then 50 % pruned", "yes")
+    assert held["quantized to 8 and 5 bits", "MLP"] == ("none was recorded", "no")
+    assert ("fine-tuned", "WRN") not in held
+    with pytest.raises(tables.NotRecordedError, match="mnist_suite"):
+        bars.bars_table(tables.Recorded())
 
 
 def test_triggers_and_controls_stand_in_the_table():
