@@ -129,13 +129,7 @@ def marked(tmp_path_factory):
 
 def test_a_permuted_copy_is_read_after_matching_it_with_what_does_not_know_the_bits(marked):
     import deepsigns_tf as ds
-    from deepsigns_tf.attacks.same_function import (
-        add_cancelling_units,
-        add_idle_units,
-        permute_units,
-        rescale_units,
-        split_units,
-    )
+    from deepsigns_tf.attacks.same_function import add_cancelling_units, permute_units, rescale_units, split_units
 
     reference, model, key, _ = marked
     assert ds.verify(model, key).marked
@@ -147,10 +141,21 @@ def test_a_permuted_copy_is_read_after_matching_it_with_what_does_not_know_the_b
         assert any("units were matched" in line for line in verdict.assumptions)
     wider = add_cancelling_units(split_units(model, 3, 0.2), 4, 0.2)
     assert ds.verify(wider, key, commitment=key.commitment(), reference=reference).marked
-    # Idle units cost a thief little: a few times the width must not be enough.
-    widest = add_idle_units(permute_units(model, 1), 5, 7.0)
-    assert widest.get_layer("hidden").units == 8 * 128
-    assert ds.verify(widest, key, commitment=key.commitment(), reference=reference).marked
+
+
+def test_layers_many_times_as_wide_are_matched(marked):
+    """Idle units cost a thief little: a few times the width must not be enough to be left out."""
+    import keras
+
+    from deepsigns_tf.attacks.same_function import add_idle_units
+    from deepsigns_tf.candidates import matched_candidates
+
+    reference, model, key, _ = marked
+    for fraction, tried in ((7.0, True), (31.0, True), (32.0, False)):
+        widened = add_idle_units(model, 5, fraction)
+        assert widened.get_layer("hidden").units == 128 * (1 + fraction)
+        found = matched_candidates(widened, key, keras.models.load_model(reference))
+        assert [each.shape for each in found.evened["features"].means.values()] == [(4, 128)] * tried
 
 
 def test_a_suspect_is_run_once_however_it_is_read(marked):

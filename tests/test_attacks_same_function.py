@@ -385,7 +385,7 @@ def test_numbers_out_of_range_are_refused(attempt):
     ],
 )
 def test_in_single_precision_half_precision_models_compute_the_same(build, draw):
-    """What rounding adds to outputs of size 1 is a hundred times what an equal function may."""
+    """What rounding adds is many times what an equal function may."""
     keras.utils.set_random_seed(0)
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
@@ -399,7 +399,8 @@ def test_in_single_precision_half_precision_models_compute_the_same(build, draw)
     attacked = in_float32(permute_units(model, 1)).predict(x, verbose=0)
     outputs = single.predict(x, verbose=0)
     np.testing.assert_allclose(attacked, outputs, atol=1e-4)
-    assert np.abs(np.asarray(model.predict(x, verbose=0), np.float32) - outputs).max() > 1e-4
+    rounded = np.asarray(model.predict(x, verbose=0), np.float32)
+    assert np.abs(rounded - outputs).max() > 10 * np.abs(attacked - outputs).max()
 
 
 def test_units_that_are_not_homogeneous_are_not_scaled():
