@@ -94,7 +94,7 @@ def fit(
     gc.collect()
     labels = y
     if recipe.label_smoothing and y.ndim == 1:
-        y = np.eye(model.output_shape[-1], dtype="float32")[y]
+        y = np.eye(model.outputs[0].shape[-1], dtype="float32")[y]
     from_logits = not puts_out_probabilities(model)
     loss = (
         keras.losses.SparseCategoricalCrossentropy(from_logits)
