@@ -28,7 +28,7 @@ from models.cifar10_cnn import cifar10_cnn
 from models.imdb_lstm import imdb_lstm
 from models.wide_resnet import wide_resnet
 from scripts import attack
-from scripts.attack_report import attacks_picture
+from scripts.attack_report import attacks_picture, attacks_table
 
 FULL = suite("full", (1, 2), (1,))
 
@@ -379,6 +379,30 @@ def test_outcomes_say_what_is_read_in_each_way(released, task_files):
     assert not permuted["weights"]["marked"] and permuted["aligned"]["bit_error_rate"] < 0.02
     assert survived(permuted, 1.0) == "recovered by counting"
     json.dumps(permuted)
+
+
+def test_what_is_no_copy_is_read_beside_the_attacks(released, task_files, tmp_path, blobs):
+    """The unmarked twin lies in the folder of a training run; a model that comes with its data has none."""
+    marked, key = released
+    readings = [
+        read_aligned(keras.models.load_model(path), key, marked)
+        for path in sorted((task_files / "unrelated").iterdir())
+    ]
+    gate = readings[0].quality
+    examiner = Examiner(
+        key, marked, *blobs, reference=task_files / "reference.keras", gate=gate, unrelated=readings[1:]
+    )
+    (tmp_path / "unmarked.keras").write_bytes((task_files / "unrelated" / "00.keras").read_bytes())
+    of_run = attack.Config(str(tmp_path / "marked.keras"), "owner.key", "out")
+    controls = attack._controls(of_run, examiner)
+    assert not controls["unmarked_twin"]["weights"]["marked"] and not controls["unmarked_twin"]["referred"]["marked"]
+    assert controls["unrelated"]["num_models"] == 9 and controls["unrelated"]["gate"] == gate
+    through = sum(reading.quality > gate for reading in readings[1:])
+    assert controls["unrelated"]["num_through_the_gate"] == through
+    assert "unmarked_twin" not in attack._controls(dataclasses.replace(of_run, data="task.npz"), examiner)
+    before = examiner.outcome(marked)
+    result = {"marked": before, "rows": [], **controls}
+    assert "| unmarked twin | control |" in attacks_table(result)
 
 
 def test_a_model_without_such_a_layer_has_no_reading(released, blobs):
