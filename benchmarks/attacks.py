@@ -115,15 +115,15 @@ def _with_changed_inputs(run: _Run, names: list[str]) -> dict[str, Any]:
 def _fine_tuned(run: _Run, epochs: int) -> dict[str, Any]:
     import keras
 
+    from deepsigns_tf.attacks.fine_tuning import fine_tune
     from scripts import folders
-    from scripts.fitting import fit_classifier
+    from scripts.fitting import recipe_of
 
-    name, config = f"fine_tuned_{epochs}", _thiefs(run.settings)
+    name, config, data = f"fine_tuned_{epochs}", _thiefs(run.settings), run.task.data
     path = run.folder / f"{name}.keras"
     if not path.exists():
-        model = run.released()
-        fit_classifier(model, run.folder, name, config, run.task.data, epochs, 0.1 * config.learning_rate)
-        folders.save_model(model, path)
+        recipe = recipe_of(config, epochs, 0.1 * config.learning_rate, run.folder / f"{name}.backup")
+        folders.save_model(fine_tune(run.released(), data.x_train, data.y_train, config.seed, recipe), path)
     model = keras.models.load_model(path)
     return {"epochs": epochs} | run.outcome(model)
 

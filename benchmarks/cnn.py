@@ -7,7 +7,7 @@ import dataclasses
 import functools
 
 from benchmarks.attacks import OF_TRIGGERS, Attacks
-from benchmarks.studies import Config, Network, Study, families, run, search, triggers
+from benchmarks.studies import FOR_SUITES, Config, Network, Study, families, run, search, triggers, without
 from scripts.configs import run_program
 
 # Of the training images the last 5,000 judge.
@@ -39,8 +39,20 @@ NETWORK = Network(
             ),
             twins_of="capacity",
         ),
-        # All attacks, on models that disguised copies can be told from.
-        "suite": Study(range(3), ({"unmarked_epochs": 10},), suite={"suite": "full"}, twins_of="default"),
+        # All attacks, on models that disguised copies can be told from. The seeds after the first say how much the rows vary
+        # that something is asked of, and need no hundreds of epochs for that.
+        "suite": Study(
+            range(3),
+            (FOR_SUITES | {"unmarked_epochs": 10},),
+            suite={"suite": "full", "only": without("overwritten, 3 x, 100")},
+            later_suite={
+                "suite": "brief",
+                "only": without(".*retrained", "RTAL", "overwritten, 3 x", "overwritten, 1 x at"),
+                "fine_tuning_epochs": "10,50",
+                "overwriting_epochs": "10",
+            },
+            twins_of="default",
+        ),
         # Overwritten with the owner's own effort.
         "triggers": triggers(range(3), dataclasses.replace(OF_TRIGGERS, fine_tuning_epochs=50, overwriting_epochs=20)),
         "families": families(("noise", "blends", "low_density"), 5000, OF_TRIGGERS),

@@ -1,6 +1,6 @@
 """Can it be seen without the key whether a network is marked? A classifier of networks, trained on many of both kinds.
 
-    python -m benchmarks.populations --kind=unmarked --num_models=223
+    python -m benchmarks.populations --kind=unmarked
     python -m benchmarks.populations --kind=default         # and the other kinds
     python -m benchmarks.detector                           # results/detector.json
 
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.populations import KINDS, folder_of, settings_of
+from benchmarks.populations import KINDS, files_of, settings_of
 from scripts.configs import command_line, option, run_program
 
 _NUM_INPUTS = 2_000
@@ -29,7 +29,6 @@ _CONTROL, _SEEN = "strength 100", 0.95
 class Config:
     """Which networks to tell apart."""
 
-    num_models: int = option(60, "Networks of each kind.", minimum=10)
     num_resamples: int = option(300, "For the intervals.", minimum=100)
     data_dir: str | None = option(None, "TFDS folder; its default one if not given.", shapes_result=False)
     runs_dir: str = option("runs", "Folder of the populations.", shapes_result=False)
@@ -54,7 +53,7 @@ def run(config: Config) -> dict[str, Any]:
     from scripts.records import circumstances, result_file, write_json
 
     path = result_file(config.results_dir, "detector")
-    files = {kind: _files(config, kind) for kind in KINDS}
+    files = {kind: files_of(config.runs_dir, kind) for kind in KINDS}
     data = load_mnist("mnist", config.data_dir)
     inputs, labels = data.x_test[:_NUM_INPUTS], data.y_test[:_NUM_INPUTS]
     described = {
@@ -63,7 +62,7 @@ def run(config: Config) -> dict[str, Any]:
     }
     unmarked = described.pop("unmarked")
     rows = [
-        {"kind": kind, "num_models": config.num_models, "num_features": unmarked.shape[1]}
+        {"kind": kind, "num_marked": len(marked), "num_unmarked": len(unmarked), "num_features": unmarked.shape[1]}
         | detectability(marked, unmarked, config.num_resamples)
         for kind, marked in described.items()
     ]
@@ -132,9 +131,9 @@ def detectability(marked: np.ndarray, unmarked: np.ndarray, num_resamples: int) 
         num_resamples: Of the networks, for the 95 % intervals.
 
     Returns:
-        For each kind of classifier the area under the curve, by cross-validation, and an interval: percentiles over resamples, in each
-        of which a classifier is trained on the networks that were drawn and judged on the others. What the classifier owes to its
-        training set is in it too.
+        For each kind of classifier the area under the curve, by cross-validation, and an interval, out of bag: percentiles over resamples,
+        in each of which a classifier is trained on the networks that were drawn and judged on the others. What the classifier owes to
+        its training set is in it too, and fewer networks than in the area itself train and judge: it is wider rather than narrower.
     """
     import sklearn.base
     from sklearn.ensemble import RandomForestClassifier
@@ -186,16 +185,6 @@ def _epochs(config: Config) -> int:
             f"The networks were trained for different times. Expected as many epochs for all kinds. Received: {sorted(found)}"
         )
     return int(found.pop())
-
-
-def _files(config: Config, kind: str) -> list[pathlib.Path]:
-    files = sorted(folder_of(config.runs_dir, kind).glob("[0-9]*.keras"))[: config.num_models]
-    if len(files) < config.num_models:
-        raise ValueError(
-            f"There are too few networks of the kind {kind!r}. Expected {config.num_models}, from `python -m benchmarks.populations`. "
-            f"Received: {len(files)} in {folder_of(config.runs_dir, kind)}"
-        )
-    return files
 
 
 def _loaded(path: pathlib.Path) -> Any:

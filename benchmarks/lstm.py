@@ -7,7 +7,7 @@ import dataclasses
 import functools
 
 from benchmarks.attacks import OF_TRIGGERS, Attacks
-from benchmarks.studies import Config, Network, Study, families, run, search, triggers
+from benchmarks.studies import FOR_SUITES, Config, Network, Study, families, run, search, triggers, without
 from scripts.configs import run_program
 
 # Of the training reviews the last 2,500 judge.
@@ -32,8 +32,9 @@ NETWORK = Network(
         # Pruned, tuned, overwritten; changed without training.
         "suite": Study(
             range(1),
-            ({"unmarked_epochs": 1},),
-            suite={"suite": "brief", "fine_tuning_epochs": "10,20", "overwriting_epochs": "10"},
+            # Two classes, and as many key inputs as the ten of the other networks have and more.
+            (FOR_SUITES | {"unmarked_epochs": 1, "num_key_inputs_per_class": 1000},),
+            suite={"suite": "brief", "only": without(), "fine_tuning_epochs": "10,20", "overwriting_epochs": "10"},
             twins_of="default",
         ),
         # Overwritten with the owner's own effort.

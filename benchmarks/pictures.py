@@ -12,7 +12,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 
-from benchmarks.suite_tables import attacks_of, way_to_mark  # noqa: E402
+from benchmarks.suite_tables import LEVEL, attacks_of, curves, evidence, outcome_of, ways_of  # noqa: E402
 from deepsigns_tf.files import write_atomically  # noqa: E402
 
 _COLOR = "#0072b2"
@@ -78,29 +78,35 @@ def capacity_picture(result: dict[str, Any], path: pathlib.Path) -> None:
 
 
 def defences_picture(result: dict[str, Any], path: pathlib.Path) -> None:
-    """Draws how many bits are wrong after overwriting, for each way to mark.
+    """Draws how many bits are wrong after overwriting, for each way to mark: means, and a dot for each seed.
 
     Args:
         result: `results/mnist_defences.json`.
         path: Where the PNG goes.
     """
-    rows = result["rows"]
-    attacks = [outcome["attack"] for outcome in rows[0]["suite"]["rows"]]
-    figure, axes = plt.subplots(figsize=(9, 1 + 0.5 * len(rows)), layout="constrained")
+    ways = ways_of(result)
+    attacks = [outcome["attack"] for outcome in result["rows"][0]["suite"]["rows"]]
+    figure, axes = plt.subplots(figsize=(9, 1 + 0.5 * len(ways)), layout="constrained")
     height = 0.8 / len(attacks)
     for number, attack in enumerate(attacks):
+        # A row that failed has no rate and no dot.
         rates = [
-            next(each for each in row["suite"]["rows"] if each["attack"] == attack)["weights"]["bit_error_rate"]
-            for row in rows
+            [
+                rate
+                for row in rows
+                if (rate := outcome_of(row, attack).get("weights", {}).get("bit_error_rate")) is not None
+            ]
+            for rows in ways.values()
         ]
-        places = [place + number * height for place in range(len(rows))]
+        places = [place + number * height for place in range(len(ways))]
+        means = [np.mean(each) if each else 0.0 for each in rates]
         axes.barh(
-            places, rates, height, label=attack, color=_SHADES[number % len(_SHADES)], edgecolor="black", linewidth=0.4
+            places, means, height, label=attack, color=_SHADES[number % len(_SHADES)], edgecolor="black", linewidth=0.4
         )
+        for place, each in zip(places, rates, strict=True):
+            axes.scatter(each, [place] * len(each), s=8, color="black", zorder=3)
     axes.axvline(0.5, color="grey", linewidth=0.8, label="chance")
-    axes.set_yticks(
-        [place + 0.4 - height / 2 for place in range(len(rows))], [way_to_mark(row["settings"]) for row in rows]
-    )
+    axes.set_yticks([place + 0.4 - height / 2 for place in range(len(ways))], list(ways))
     axes.invert_yaxis()
     axes.set_xlabel("bit error rate of the first mark")
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
@@ -108,23 +114,27 @@ def defences_picture(result: dict[str, Any], path: pathlib.Path) -> None:
 
 
 def adaptive_picture(result: dict[str, Any], path: pathlib.Path) -> None:
-    """Draws what a thief who knows the method pays in accuracy, and what is left of the mark.
+    """Draws what a thief who knows the method pays in accuracy, and what is left of the mark, read in the best way.
+
+    Lines go through what grows with the distance that class means are moved by.
 
     Args:
         result: `results/NETWORK_suite.json`.
         path: Where the PNG goes.
     """
-    figure, axes = plt.subplots(figsize=(9, 4.5), layout="constrained")
+    figure, axes = plt.subplots(figsize=(10, 7), layout="constrained")
     before = 100 * np.mean([row["suite"]["marked"]["accuracy"] for row in result["rows"]])
-    markers = itertools.cycle("osD^v<>PX*")
+    markers = itertools.cycle("osD^v<>PX")
     for (name, outcomes), marker in zip(attacks_of(result).items(), markers, strict=False):
         if outcomes[0]["family"] == "adaptive":
             lost = [before - 100 * outcome["accuracy"] for outcome in outcomes]
-            evidence = [-outcome["weights"]["log10_p_value"] for outcome in outcomes]
-            axes.scatter(lost, evidence, marker=marker, s=36, label=name, edgecolor="black", linewidth=0.4)
-    axes.axhline(6.0, color="black", linewidth=0.8, linestyle=":", label="1e-6, a committed claim's level")
+            left = [evidence(outcome) for outcome in outcomes]
+            axes.scatter(lost, left, marker=marker, s=36, label=name, edgecolor="black", linewidth=0.4)
+    for points in curves(result).values():
+        axes.plot([lost for _, lost, _ in points], [left for _, _, left in points], color="grey", linewidth=0.8)
+    axes.axhline(LEVEL, color="black", linewidth=0.8, linestyle=":", label="1e-6, a committed claim's level")
     axes.set(xlabel="accuracy that the thief loses, points", ylabel="-log10 p", yscale="symlog", ylim=(0, 1000))
-    axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.legend(fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5))
     _save(figure, path)
 
 

@@ -1,93 +1,176 @@
 """Tables about what a thief can do."""
 
-from typing import Any
+import itertools
+import re
+from typing import Any, Literal
 
 import numpy as np
+import scipy.stats
 
 from benchmarks.cells import Result, circumstances
 from deepsigns_tf.attacks.outcomes import survived
 from scripts.markdown import markdown_table
 
+# -log10 of the level of committed claims.
+LEVEL = 6.0
+
 
 def suite_table(results: dict[str, Result], study: str) -> str:
-    """One row an attack, means over the seeds and the worst seed's p; the best adaptive attack stands on top.
+    """One row an attack: means over the seeds, and what is worst among them; the best adaptive attack stands on top.
 
-    The best is the one that removes the mark for the least accuracy, or else leaves the largest p.
+    The best is the one that removes the mark for the least accuracy, or else leaves the largest p to a model worth having.
     """
     result = results[study]
     attacks = attacks_of(result)
-    adaptive = {name: rows for name, rows in attacks.items() if rows[0]["family"] == "adaptive"}
+    adaptive = {name: outcomes for name, outcomes in attacks.items() if outcomes[0]["family"] == "adaptive"}
     best = min(adaptive, key=lambda name: _lightness(adaptive[name]), default=None)
     names = [*([best] if best else []), *(name for name in attacks if name != best)]
-    rows = [[name, attacks[name][0]["family"], *_cells(attacks[name])] for name in names]
-    before = [
-        row["suite"]["marked"] | {"accuracy_before": row["suite"]["marked"]["accuracy"]} for row in result["rows"]
+    suites = [row["suite"] for row in result["rows"]]
+    shown = [_of_controls(suites, "marked", "none")]
+    if all("unmarked_twin" in suite for suite in suites):
+        shown.append(_of_controls(suites, "unmarked_twin", "none, the unmarked twin"))
+    shown += [{"attack": name, "family": attacks[name][0]["family"], **_cells(attacks[name])} for name in names]
+    refused = {outcome["attack"]: outcome for suite in suites for outcome in suite["rows"] if "refused" in outcome}
+    shown += [
+        {
+            "attack": name,
+            "family": outcome["family"],
+            "survived": f"{outcome['survived']}: {outcome['refused']}",
+        }
+        for name, outcome in refused.items()
     ]
-    refused = {
-        outcome["attack"]: [
-            outcome["attack"],
-            outcome["family"],
-            *[""] * 5,
-            f"{outcome['survived']}: {outcome['refused']}",
-        ]
-        for row in result["rows"]
-        for outcome in row["suite"]["rows"]
-        if "refused" in outcome
-    }
-    seeds = ", ".join(str(row["settings"]["seed"]) for row in result["rows"])
-    header = [
-        f"attack, seeds {seeds}",
-        "family",
-        "accuracy, %",
-        "BER",
-        "log10 p, worst seed",
-        "after matching with the reference: BER, log10 p",
-        "after matching with the marked model: BER",
-        "survived",
-    ]
-    shown = [["none", "", *_cells(before)], *rows, *refused.values()]
-    return markdown_table(header, shown) + "\n\n" + circumstances(result)
+    header = [name for name in _COLUMNS if any(row.get(name) for row in shown)]
+    table = markdown_table(header, [[row.get(name, "") for name in header] for row in shown])
+    return f"{table}\n\n{_sentences(result)}{circumstances(result)}"
 
 
 def attacks_of(result: Result) -> dict[str, list[dict[str, Any]]]:
-    """Attack -> one outcome a seed, each with the accuracy that the marked model had before, of attacks that all seeds' models took."""
+    """Attack -> one outcome for each seed whose model took it, each with the accuracy that the marked model had before."""
     found: dict[str, list[dict[str, Any]]] = {}
     for row in result["rows"]:
         for outcome in row["suite"]["rows"]:
             if "refused" not in outcome:
                 before = {"accuracy_before": row["suite"]["marked"]["accuracy"]}
                 found.setdefault(outcome["attack"], []).append(outcome | before)
-    return {name: outcomes for name, outcomes in found.items() if len(outcomes) == len(result["rows"])}
+    return found
+
+
+def evidence(outcome: dict[str, Any]) -> float:
+    """-log10 p of what is read best: as the model stands, or matched with the key's reference.
+
+    Args:
+        outcome: Of an attack, as `Examiner.outcome` says.
+    """
+    return -min(outcome[part]["log10_p_value"] for part in ("weights", "referred") if part in outcome)
+
+
+def curves(result: Result) -> dict[str, list[tuple[float, float, float]]]:
+    """What moving class means costs and leaves, with all that follows it: for each way of it, by rising distance.
+
+    Args:
+        result: Of a suite.
+
+    Returns:
+        Way -> (distance, points of accuracy lost, -log10 p), means over the seeds.
+    """
+    found: dict[str, list[tuple[float, float, float]]] = {}
+    for name, outcomes in attacks_of(result).items():
+        said = re.fullmatch(r"(class means moved by) ([\d.]+)(.*)", name)
+        if said:
+            points = float(said[2]), _points_lost(outcomes), float(np.mean([evidence(each) for each in outcomes]))
+            found.setdefault(said[1] + said[3], []).append(points)
+    return {name: sorted(points) for name, points in found.items()}
+
+
+def price(result: Result) -> tuple[float, str] | None:
+    """Points of accuracy that a thief who knows the method pays to bring p above the level of committed claims.
+
+    Args:
+        result: Of a suite.
+
+    Returns:
+        The least, and the attack that it is paid for; along a curve between the two distances where it crosses the level. None if no
+        adaptive attack gets there.
+    """
+    offers = [
+        (_points_lost(outcomes), name)
+        for name, outcomes in attacks_of(result).items()
+        if outcomes[0]["family"] == "adaptive" and all(evidence(each) < LEVEL for each in outcomes)
+    ]
+    for name, points in curves(result).items():
+        for (_, lost, strong), (_, more, weak) in itertools.pairwise(points):
+            if weak < LEVEL <= strong:
+                offers.append((lost + (more - lost) * (strong - LEVEL) / (strong - weak), name))
+    return min(offers, default=None)
 
 
 def defences_table(results: dict[str, Result], study: str) -> str:
-    """One row a way to mark, against the same overwriting thief."""
+    """One row a way to mark, against the same overwriting thieves: means over the seeds, and differences from the first way in pairs."""
     result = results[study]
-    names = [outcome["attack"] for outcome in result["rows"][0]["suite"]["rows"]]
+    ways = ways_of(result)
+    first = next(iter(ways.values()))
+    names = [outcome["attack"] for outcome in first[0]["suite"]["rows"]]
     rows = []
-    for row in result["rows"]:
-        outcomes = {outcome["attack"]: outcome for outcome in row["suite"]["rows"]}
-        rows.append(
-            [
-                way_to_mark(row["settings"]),
-                row["num_bits"],
-                f"{100 * row['accuracy']['marked']:.2f}",
-                f"{row['margin']['median']:.2f}",
-                *(
-                    f"{outcomes[name]['weights']['bit_error_rate']:.3f} ({outcomes[name]['weights']['log10_p_value']:.0f})"
-                    for name in names
-                ),
-                *(
-                    "{0[num_matches]} of {0[num_bits]}, x {0[num_copies]} ({0[log10_p_value]:.0f})".format(
-                        outcomes[name]["payload"]
-                    )
-                    for name in names
+    for way, found in ways.items():
+        cells = [
+            way,
+            found[0]["num_bits"],
+            f"{100 * np.mean([row['accuracy']['marked'] for row in found]):.2f}",
+            f"{np.mean([row['margin']['median'] for row in found]):.2f}",
+        ]
+        for name in names:
+            outcomes = [outcome_of(row, name) for row in found]
+            refused = [outcome["survived"] for outcome in outcomes if "refused" in outcome]
+            if refused:
+                cells += [" / ".join(dict.fromkeys(refused)), "", ""]
+                continue
+            worst = max(outcome["weights"]["log10_p_value"] for outcome in outcomes)
+            payloads = [outcome["payload"] for outcome in outcomes]
+            cells += [
+                f"{np.mean([_rate(outcome) for outcome in outcomes]):.3f} ({worst:.0f})",
+                "" if found is first else _difference(found, first, name),
+                "{0[num_matches]} of {0[num_bits]}, x {0[num_copies]} ({0[log10_p_value]:.0f})".format(
+                    max(payloads, key=lambda payload: payload["log10_p_value"])
                 ),
             ]
-        )
-    header = ["way to mark", "bits", "accuracy, %", "median margin", *(f"{name}: BER (log10 p)" for name in names)]
-    header += [f"{name}: payload, x copies (log10 p)" for name in names]
-    return markdown_table(header, rows) + "\n\n" + circumstances(result)
+        rows.append(cells)
+    header = ["way to mark", "bits", "accuracy, %", "median margin"]
+    for name in names:
+        header += [f"{name}: BER (log10 p, worst seed)", "BER less the first way's [95 %]"]
+        header += ["payload, x copies (log10 p), worst seed"]
+    seeds = ", ".join(str(row["settings"]["seed"]) for row in first)
+    return markdown_table(header, rows) + f"\n\nSeeds {seeds}, of owner and thief.\n{circumstances(result)}"
+
+
+def ways_of(result: Result) -> dict[str, list[dict[str, Any]]]:
+    """Way to mark -> its rows, one a seed."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in result["rows"]:
+        found.setdefault(way_to_mark(row["settings"]), []).append(row)
+    return found
+
+
+def outcome_of(row: dict[str, Any], attack: str) -> dict[str, Any]:
+    """What an attack of a row's suite left."""
+    return next(outcome for outcome in row["suite"]["rows"] if outcome["attack"] == attack)
+
+
+def _difference(found: list[dict[str, Any]], first: list[dict[str, Any]], attack: str) -> str:
+    """Mean over the seeds of the difference between two ways, with Student's interval."""
+    pairs = [(outcome_of(row, attack), outcome_of(other, attack)) for row, other in zip(found, first, strict=True)]
+    if any("refused" in other for _, other in pairs):
+        return ""
+    differences = np.array([_rate(outcome) - _rate(other) for outcome, other in pairs])
+    mean = differences.mean()
+    if len(differences) < 2:
+        return f"{mean:+.3f}"
+    half = scipy.stats.t.ppf(0.975, len(differences) - 1) * differences.std(ddof=1) / np.sqrt(len(differences))
+    return f"{mean:+.3f} [{mean - half:+.3f}, {mean + half:+.3f}]"
+
+
+def _rate(outcome: dict[str, Any]) -> float:
+    """Of wrong bits; where nothing can be read half of them, as by chance."""
+    return float(outcome["weights"].get("bit_error_rate", 0.5))
 
 
 def way_to_mark(settings: dict[str, Any]) -> str:
@@ -101,6 +184,31 @@ def way_to_mark(settings: dict[str, Any]) -> str:
     return ", ".join(words)
 
 
+def invariants_table(results: dict[str, Result]) -> str:
+    """One row a way to mark and read, one column an attack."""
+    result = results["invariants"]
+    words = {"matched": "units matched with the reference", "sorted": "sorted class means, no match"}
+    rows = [
+        [
+            words[row["way"]],
+            row["bits_per_class"],
+            f"{row['strength']:g}",
+            *(
+                "{bit_error_rate:.3f} ({0:.2f})".format(100 * each["accuracy"], **each)
+                for each in row["attacks"].values()
+            ),
+        ]
+        for row in result["rows"]
+    ]
+    header = [
+        "read by",
+        "bits of a class",
+        "strength",
+        *(f"{name}: BER (accuracy, %)" for name in result["rows"][0]["attacks"]),
+    ]
+    return f"{markdown_table(header, rows)}\n\n{circumstances(result)}"
+
+
 def detector_table(results: dict[str, Result]) -> str:
     """One row a kind of mark, against unmarked networks."""
     result = results["detector"]
@@ -108,12 +216,12 @@ def detector_table(results: dict[str, Result]) -> str:
     rows = [
         [
             row["kind"],
-            row["num_models"],
+            f"{row['num_marked']}, {row['num_unmarked']}",
             *("{auc:.2f} [{interval[0]:.2f}, {interval[1]:.2f}]".format(**row[name]) for name in classifiers),
         ]
         for row in result["rows"]
     ]
-    header = ["mark", "networks of each kind", *(f"AUC, {name}" for name in classifiers)]
+    header = ["mark", "networks, marked and not", *(f"AUC, {name}: 95 %, out of bag" for name in classifiers)]
     control = result["control"]
     sentence = (
         f"The positive control, {control['kind']}, is {'seen' if control['seen'] else '**not** seen: nothing follows'} "
@@ -122,18 +230,78 @@ def detector_table(results: dict[str, Result]) -> str:
     return markdown_table(header, rows) + f"\n\n{sentence}{circumstances(result)}"
 
 
-def _cells(outcomes: list[dict[str, Any]]) -> list[str]:
-    words = [survived(outcome, outcome["accuracy_before"]) for outcome in outcomes]
-    return [
-        f"{100 * np.mean([outcome['accuracy'] for outcome in outcomes]):.2f}",
-        _mean_rate(outcomes, "weights"),
-        f"{max(outcome['weights']['log10_p_value'] for outcome in outcomes):.1f}",
-        f"{_mean_rate(outcomes, 'referred')}, {max(each['referred']['log10_p_value'] for each in outcomes):.1f}"
-        if all("referred" in outcome for outcome in outcomes)
+def _of_controls(suites: list[dict[str, Any]], which: str, name: str) -> dict[str, str]:
+    """The row of models that were not attacked."""
+    return {"attack": name} | _cells(
+        [suite[which] | {"accuracy_before": suite["marked"]["accuracy"]} for suite in suites], which == "marked"
+    )
+
+
+# Of the table of a suite; those that no row has anything for are left out.
+_COLUMNS = (
+    *("attack", "family", "seeds", "accuracy, %", "answers changed, %", "largest change of an output"),
+    *("bits, worst seed", "BER", "median margin", "log10 p, worst seed"),
+    *("matched with the reference: BER, log10 p of the worst seed", "matched with the marked model: BER"),
+    *("triggers, worst seed", "log10 p, triggers", "survived", "survived, triggers", "seconds"),
+)
+
+
+def _cells(outcomes: list[dict[str, Any]], judged: bool = True) -> dict[str, str]:
+    worst = max(outcomes, key=lambda outcome: outcome["weights"]["log10_p_value"])
+    read = [outcome["weights"].get("median_margin") for outcome in outcomes]
+    differences = [outcome.get("largest_difference") for outcome in outcomes]
+    cells = {
+        "seeds": str(len(outcomes)),
+        "accuracy, %": f"{100 * np.mean([outcome['accuracy'] for outcome in outcomes]):.2f}",
+        "bits, worst seed": "{num_matches} of {num_bits}".format(**worst["weights"])
+        if "num_matches" in worst["weights"]
         else "",
-        _mean_rate(outcomes, "aligned") if all("aligned" in outcome for outcome in outcomes) else "",
-        " / ".join(dict.fromkeys(words)),
-    ]
+        "BER": _mean_rate(outcomes, "weights"),
+        "median margin": "" if None in read else f"{np.mean(read):.2f}",
+        "log10 p, worst seed": f"{worst['weights']['log10_p_value']:.1f}",
+        "largest change of an output": "" if None in differences else f"{max(differences):.1e}",
+    }
+    if all("changed_answers" in outcome for outcome in outcomes):
+        cells["answers changed, %"] = f"{100 * np.mean([outcome['changed_answers'] for outcome in outcomes]):.2f}"
+    if all("referred" in outcome for outcome in outcomes):
+        least = max(outcome["referred"]["log10_p_value"] for outcome in outcomes)
+        cells["matched with the reference: BER, log10 p of the worst seed"] = (
+            f"{_mean_rate(outcomes, 'referred')}, {least:.1f}"
+        )
+    if all("aligned" in outcome for outcome in outcomes):
+        cells["matched with the marked model: BER"] = _mean_rate(outcomes, "aligned")
+    if all("answers" in outcome for outcome in outcomes):
+        asked = max((outcome["answers"] for outcome in outcomes), key=lambda answers: answers["log10_p_value"])
+        cells["triggers, worst seed"] = f"{asked['num_matches']} of {asked['num_asked']}"
+        cells["log10 p, triggers"] = f"{asked['log10_p_value']:.1f}"
+    if judged:
+        cells["survived"] = _in_words(outcomes, "weights")
+    if judged and all("answers" in outcome for outcome in outcomes):
+        cells["survived, triggers"] = _in_words(outcomes, "answers")
+    if all("seconds" in outcome for outcome in outcomes):
+        cells["seconds"] = f"{np.mean([outcome['seconds'] for outcome in outcomes]):.0f}"
+    return cells
+
+
+def _in_words(outcomes: list[dict[str, Any]], mark: Literal["weights", "answers"]) -> str:
+    return " / ".join(dict.fromkeys(survived(each, each["accuracy_before"], mark) for each in outcomes))
+
+
+def _sentences(result: Result) -> str:
+    """What the rows come to."""
+    found = price(result)
+    words = (
+        "No adaptive attack of the suite brings p above 1e-6.\n"
+        if found is None
+        else f"A thief who knows the method brings p above 1e-6 for {found[0]:.1f} points of accuracy ({found[1]}).\n"
+    )
+    for row in result["rows"]:
+        if "unrelated" in row["suite"]:
+            words += (
+                "Seed {seed}: of {num_models} unrelated models the best match is {largest_quality:.3f}, against a gate of {gate:.3f} that "
+                "{num_through_the_gate} pass; the fewest wrong bits are {smallest_bit_error_rate:.4f}.\n"
+            ).format(seed=row["settings"]["seed"], **row["suite"]["unrelated"])
+    return words
 
 
 def _mean_rate(outcomes: list[dict[str, Any]], part: str) -> str:
@@ -141,9 +309,15 @@ def _mean_rate(outcomes: list[dict[str, Any]], part: str) -> str:
     return "no reading" if None in rates else f"{np.mean(rates):.4f}"
 
 
-def _lightness(outcomes: list[dict[str, Any]]) -> tuple[bool, float]:
-    """Smallest for the attack that removes the mark everywhere at the least cost."""
-    worst = max(outcome["weights"]["log10_p_value"] for outcome in outcomes)
-    removed = not any(outcome["weights"]["marked"] for outcome in outcomes)
-    lost = float(np.mean([outcome["accuracy_before"] - outcome["accuracy"] for outcome in outcomes]))
-    return not removed, lost if removed else -worst
+def _points_lost(outcomes: list[dict[str, Any]]) -> float:
+    return 100 * float(np.mean([outcome["accuracy_before"] - outcome["accuracy"] for outcome in outcomes]))
+
+
+def _lightness(outcomes: list[dict[str, Any]]) -> tuple[int, float]:
+    """Smallest for the attack that removes the mark everywhere at the least cost; a model that is lost with its mark comes last."""
+    words = {survived(outcome, outcome["accuracy_before"]) for outcome in outcomes}
+    if words == {"removed"}:
+        return 0, _points_lost(outcomes)
+    if "with the model" in words:
+        return 2, _points_lost(outcomes)
+    return 1, min(evidence(outcome) for outcome in outcomes)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from benchmarks import evidence_tables, suite_tables, trigger_tables
+from benchmarks import bars, evidence_tables, suite_tables, trigger_tables
 from benchmarks.cells import Result, accuracies, accuracy_cell, calibration_cells, circumstances, difference, interval
 from benchmarks.pictures import PICTURES
 from deepsigns_tf.files import write_atomically
@@ -388,7 +388,10 @@ TABLES: dict[str, Table] = {
         name: _with_picture(table, study) if (study := name.removeprefix("suite_") + "_suite") in PICTURES else table
         for name, table in _for_each(_NETWORKS, "suite", suite_tables.suite_table, "suite").items()
     },
+    "bars": bars.bars_table,
     "defences": _with_picture(functools.partial(suite_tables.defences_table, study="mnist_defences"), "mnist_defences"),
+    **_for_each(("mnist",), "defences_again", suite_tables.defences_table, "defences_again"),
+    "invariants": suite_tables.invariants_table,
     "detector": suite_tables.detector_table,
     "verdicts": evidence_tables.verdicts_table,
     "claims": evidence_tables.claims_table,

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 
 from benchmarks.attacks import OF_TRIGGERS, Attacks
-from benchmarks.studies import Config, Network, Study, run, search, triggers
+from benchmarks.studies import FOR_SUITES, Config, Network, Study, run, search, triggers, without
 from scripts.configs import run_program
 
 # Of the training images the last 5,000 judge.
@@ -32,8 +32,8 @@ NETWORK = Network(
         # Pruned, tuned, overwritten; changed without training.
         "suite": Study(
             range(1),
-            ({"unmarked_epochs": 10},),
-            suite={"suite": "brief", "fine_tuning_epochs": "10,20", "overwriting_epochs": "10"},
+            (FOR_SUITES | {"unmarked_epochs": 10},),
+            suite={"suite": "brief", "only": without(), "fine_tuning_epochs": "10,20", "overwriting_epochs": "10"},
             twins_of="default",
         ),
         # Overwritten with a third of the owner's effort.

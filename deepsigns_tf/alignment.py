@@ -39,6 +39,23 @@ class Alignment:
         """The same match, with the suspect's own sizes: all factors are 1."""
         return dataclasses.replace(self, scales=np.ones(len(self.scales)))
 
+    def evened(self, suspect: np.ndarray) -> "Alignment":
+        """The same match, with all units brought to one spread: a size, which a thief may choose, then says nothing.
+
+        Args:
+            suspect: `(n, M')` responses of the suspect, as they were matched.
+
+        Example:
+
+        >>> responses = np.random.default_rng(0).random((50, 2))
+        >>> evened = align(responses, responses).evened(responses * [1.0, 5.0])
+        >>> round(evened.scales[0] / evened.scales[1], 6)
+        5.0
+        """
+        spread = np.asarray(suspect, np.float64).std(axis=0)[self.sources]
+        there = (self.sources >= 0) & (spread > 0)
+        return dataclasses.replace(self, scales=np.where(there, 1.0 / np.where(there, spread, 1.0), 1.0))
+
     def applied(self, features: np.ndarray) -> np.ndarray:
         """The suspect's features in the reference's order and size.
 

@@ -17,6 +17,8 @@ from deepsigns_tf.responses import Place, Respondent, Responses, Role, means_of_
 
 # Of a unit's size, in single precision.
 _ROUNDING = 1e-6
+# Between these shares of the reference's width units are matched. Whoever widens a layer more pays for it in every answer.
+_NARROWEST, _WIDEST = 1 / 4, 32
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -68,11 +70,12 @@ def candidate_means(model: keras.Model | Respondent, owner_key: OwnerKey) -> dic
 
 
 class Matched(NamedTuple):
-    """Candidates as they stand; and in the units of a reference's layers, of the reference's size and of the suspect's own."""
+    """Candidates as they stand; and in the units of a reference's layers: of the reference's size, of the suspect's own, of one spread."""
 
     plain: dict[str, Candidates]
     scaled: dict[str, Candidates]
     unscaled: dict[str, Candidates]
+    evened: dict[str, Candidates]
 
 
 def matched_candidates(
@@ -83,7 +86,7 @@ def matched_candidates(
     The suspect is run once for all.
 
     Units are matched by their responses to the key inputs, which were fixed before the suspect existed, within classes, where the
-    mark is not. Outputs more than four times as wide as the reference's layer, or less than a quarter, are not tried; they
+    mark is not. Outputs more than 32 times as wide as the reference's layer, or less than a quarter, are not tried; they
     count as admissible all the same. So do the reference's own outputs: which of them stands for a carrier is not committed.
 
     Args:
@@ -92,18 +95,18 @@ def matched_candidates(
         reference: A model of the architecture that the key's layers name.
 
     Returns:
-        Carrier -> its candidates, of the width that the key names, in each of the three ways.
+        Carrier -> its candidates, of the width that the key names, in each of the four ways.
 
     Raises:
         ValueError: As `candidate_means`; also if the reference has no such layers.
     """
     suspect, known = respondent(model), respondent(reference)
     exact = {layer.carrier: (layer.num_units, layer.num_units) for layer in owner_key.layers}
-    wide = {name: (width // 4, 4 * width) for name, (width, _) in exact.items()}
+    wide = {name: (int(_NARROWEST * width), _WIDEST * width) for name, (width, _) in exact.items()}
     of_suspect = _features(suspect, owner_key, wide)
     of_reference = _features(known, owner_key, exact)
     labels = _fitting_key_inputs(suspect, owner_key).labels
-    result = Matched({}, {}, {})
+    result = Matched({}, {}, {}, {})
     for layer in owner_key.layers:
         expected = of_reference[layer.carrier].arrays.get(Place(layer.path, 0))
         if expected is None:
@@ -119,12 +122,14 @@ def matched_candidates(
         as_wide = {place: each for place, each in means.items() if each.shape[1] == layer.num_units}
         result.plain[layer.carrier] = Candidates(as_wide, heard.num_admissible)
         finite = {place: each for place, each in features.items() if np.isfinite(each).all()}
-        matches = {place: align(profiles, _within_classes(each, labels)) for place, each in finite.items()}
+        within = {place: _within_classes(each, labels) for place, each in finite.items()}
+        matches = {place: align(profiles, each) for place, each in within.items()}
         num_admissible = heard.num_admissible * of_reference[layer.carrier].num_admissible
         qualities = {place: match.quality for place, match in matches.items()}
         for into, ways in (
             (result.scaled, matches),
             (result.unscaled, {place: match.unscaled for place, match in matches.items()}),
+            (result.evened, {place: match.evened(within[place]) for place, match in matches.items()}),
         ):
             applied = {place: match.applied(means[place]) for place, match in ways.items()}
             into[layer.carrier] = Candidates(applied, num_admissible, qualities)

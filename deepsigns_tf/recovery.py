@@ -128,7 +128,7 @@ def read_aligned(
         candidates = found[layer.carrier]
         if not candidates.qualities:
             raise ValueError(
-                f"There is no reading for carrier {layer.carrier!r}. Expected a layer with a quarter to four times {layer.num_units} "
+                f"There is no reading for carrier {layer.carrier!r}. Expected a layer with a quarter to 32 times {layer.num_units} "
                 "features, all finite. Received: none"
             )
         place = max(candidates.qualities, key=lambda each: candidates.qualities[each])

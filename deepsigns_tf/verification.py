@@ -219,7 +219,7 @@ def verify(
         search: Whether to try every layer, though the map was committed to.
         reference: The file whose hash stands in the key (`OwnerKey.with_reference`), if it is your own, for it is loaded in this process;
             else what `load_suspect` made of it. The suspect is then read in two more ways: its units are matched with the reference's, by
-            what both do with the key inputs, whatever their order, with their own sizes and with the reference's. As the bits were derived
+            what both do with the key inputs, whatever their order, with their own sizes and brought to one spread. As the bits were derived
             from the file, it cannot know them, and p is as exact as without; all ways are paid for.
 
     Returns:
@@ -241,6 +241,37 @@ def verify(
 
     Source: DeepSigns, section 3.2.
     """
+    found = each_way(model, owner_key, commitment=commitment, evidence=evidence, search=search, reference=reference)
+    return min(found, key=lambda verdict: verdict.log10_p_value)
+
+
+def each_way(
+    model: keras.Model | Respondent,
+    owner_key: OwnerKey,
+    *,
+    commitment: str | None = None,
+    evidence: Evidence | None = None,
+    search: bool = False,
+    reference: str | os.PathLike[str] | Respondent | None = None,
+) -> list[Verdict]:
+    """The verdicts that `verify` takes the best of: as the suspect stands; with a reference also after its units were matched.
+
+    Args:
+        model: As in `verify`, and so are the others.
+        owner_key: The claimant's key.
+        commitment: What was published before training.
+        evidence: The owner's signed statements.
+        search: Whether to try every layer.
+        reference: The file whose hash stands in the key.
+
+    Returns:
+        One verdict for each way in which something could be read; `Verdict.matched` tells them apart. Each has paid for all.
+
+    Raises:
+        ValueError: As `verify`.
+
+    Example: see `verify`.
+    """
     if owner_key.key_inputs is None or not owner_key.layers:
         raise ValueError(
             "This key cannot read a mark yet. Expected a key with key inputs (`with_key_inputs`) and layers (returned by `release`). "
@@ -251,9 +282,9 @@ def verify(
         ways = [(False, candidate_means(model, owner_key))]
     else:
         other = _referred(reference, owner_key)
-        # Sizes are an attacker's to choose; taking them from the reference costs a part of the mark.
+        # Sizes are an attacker's to choose; doing without them costs a part of the mark, taking the reference's a larger one.
         matched = matched_candidates(model, owner_key, other)
-        ways = [(False, matched.plain), (True, matched.unscaled), (True, matched.scaled)]
+        ways = [(False, matched.plain), (True, matched.unscaled), (True, matched.evened)]
     by_map = opened is not None and opened.layers_committed and not search
     recorded = [_as_recorded(found, owner_key) if by_map else None for _, found in ways]
     num_ways = sum(
@@ -274,7 +305,7 @@ def verify(
         raise errors[0]
     read = [model] if reference is None else [model, other]
     caveats = [caveat for each in read for caveat in respondent(each).caveats]
-    return min(verdicts, key=lambda verdict: verdict.log10_p_value).assuming(*dict.fromkeys(caveats))
+    return [verdict.assuming(*dict.fromkeys(caveats)) for verdict in verdicts]
 
 
 def _referred(reference: str | os.PathLike[str] | Respondent, owner_key: OwnerKey) -> keras.Model | Respondent:

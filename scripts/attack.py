@@ -3,8 +3,9 @@
     python -m scripts.attack --model=runs/mnist/marked.keras --owner_key=runs/mnist/owner.key --output_dir=runs/mnist_attacked
     python -m scripts.attack --model=model.keras --owner_key=owner.key --data=task.npz --output_dir=attacked --suite=paper
 
-A model in the folder of a training run brings its data and its recipe; any other needs `--data`, and `--learning_rate` and the like
-where the defaults are not its own. The folder then holds `attacks.json`, `attacks.md`, `attacks.png`, and every attacked model.
+A model in the folder of a training run brings its data, its recipe and its unmarked twin; any other needs `--data`, and
+`--learning_rate` and the like where the defaults are not its own. The folder then holds `attacks.json`, `attacks.md`, `attacks.png`, and
+every attacked model.
 
 All models here are the owner's own: they are loaded in this process, where attacks train them further. `scripts.verify` opens what is
 somebody else's.
@@ -48,7 +49,9 @@ class Config:
     )
     only: str = option("", "Only attacks whose name this regular expression finds, and those that they start from.")
     extra: str | None = option(None, "Module whose `ATTACKS` are tried too.")
-    seed: int = option(0, "With the model's file it fixes all that the thief draws.", minimum=0, maximum=2**31 - 1)
+    seed: int = option(
+        0, "It fixes all that the thief draws, whatever model is attacked.", minimum=0, maximum=2**31 - 1
+    )
     fine_tuning_epochs: str = option("10,50,100,200", "After how many epochs of fine-tuning to look.")
     overwriting_epochs: str = option("10,100", "After how many epochs of the thief's own marking to look.")
     reference: str | None = option(None, "The model from before the mark that the key refers to, for exact recovery.")
@@ -56,6 +59,7 @@ class Config:
         None,
         "Folder of unrelated `.keras` models of the task, your own, for recovery by counting; a tenth of them sets the gate.",
     )
+    num_unrelated: int = option(0, "How many of these, in the order of their names; 0: all.", minimum=0)
     data: str | None = option(
         None, "An .npz file with x_train, y_train, x_test, y_test; a training run's own data by default."
     )
@@ -64,6 +68,9 @@ class Config:
     learning_rate: float = option(1e-3, "The first one of the task's training; its tenth fine-tunes.", minimum=0.0)
     optimizer: str = option("adam", "The task's.", choices=("adam", "sgd"))
     batch_size: int = option(128, "Examples a step.", minimum=1)
+    label_smoothing: float = option(
+        0.0, "Share of the target that all classes have alike, as in the task's training.", minimum=0.0, maximum=1.0
+    )
     augment: bool = option(False, "Shift and mirror images as the task's training does.")
     strength: float = option(1.0, "Of the owner's mark, which a thief's own is measured by.", minimum=0.0)
     thiefs_strength: float = option(0.0, "Of the thief's own mark where it is 1 x; 0: the owner's.", minimum=0.0)
@@ -92,9 +99,10 @@ def run(config: Config) -> dict[str, Any]:
 
     config = with_settings_of_run(config)
     attacks = chosen(config)
-    model = _model(config.model)
+    model = _examined(config.model)
     check_data(config, model)
     check_mark(config, model)
+    check_unrelated(config)
     folder = pathlib.Path(config.output_dir)
     _claim(folder, config)
     examiner = _examiner(config)
@@ -106,6 +114,7 @@ def run(config: Config) -> dict[str, Any]:
         "files": _digests(config),
         "log10_alpha": examiner.owner_key.decision.log10_alpha(committed=True),
         "marked": before,
+        **_controls(config, examiner),
     }
     rows: dict[str, dict[str, Any]] = {}
     with pool_on_cores(config.num_workers) as pool:
@@ -114,12 +123,23 @@ def run(config: Config) -> dict[str, Any]:
         while waiting or running:
             ready = [attack for attack in waiting if attack.after is None or attack.after in rows]
             waiting = [attack for attack in waiting if attack not in ready]
-            running |= {pool.submit(attack_once, config, attack.name, before["accuracy"]) for attack in ready}
-            done, running = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
-            for row in (job.result() for job in done):
+            without_start = [attack for attack in ready if "refused" in rows.get(attack.after or "", {})]
+            running |= {
+                pool.submit(attack_once, config, attack.name, before["accuracy"])
+                for attack in ready
+                if attack not in without_start
+            }
+            found = [_without_start(attack, rows[str(attack.after)]) for attack in without_start]
+            if not found:
+                done, running = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
+                found = [job.result() for job in done]
+            for row in found:
                 rows[row["attack"]] = row
                 print(f"{len(rows)} of {len(attacks)}: {row['attack']}: {row['survived']}", flush=True)
             result["rows"] = [rows[attack.name] for attack in attacks if attack.name in rows]
+            # Of the rows, not of the day on which they are put together.
+            days = sorted({row["date"] for row in result["rows"] if "date" in row} or {result["date"]})
+            result["date"] = " to ".join(dict.fromkeys([days[0], days[-1]]))
             write_report(result, folder)
     attacks_picture(result, folder / "attacks.png")
     print(f"Report: {folder / 'attacks.md'}, picture: {folder / 'attacks.png'}")
@@ -221,7 +241,7 @@ def attack_once(config: Config, name: str, accuracy_before: float) -> dict[str, 
         The row.
     """
     from deepsigns_tf.attacks.outcomes import survived
-    from scripts.records import write_json
+    from scripts.records import today, write_json
 
     attack = next(each for each in chosen(config) if each.name == name)
     folder = pathlib.Path(config.output_dir)
@@ -235,8 +255,10 @@ def attack_once(config: Config, name: str, accuracy_before: float) -> dict[str, 
             attacked, row["seconds"] = _attacked(config, attack, thief)
             outcome = _examiner(config).outcome(attacked)
         else:
-            outcome = _examiner(config).outcome(_model(config.model), attack.change(thief))
-        row |= outcome | {"survived": survived(outcome, accuracy_before)}
+            outcome = _examiner(config).outcome(_examined(config.model), attack.change(thief))
+        row |= outcome | {"survived": survived(outcome, accuracy_before), "date": today()}
+        if {"weights", "answers"} <= outcome.keys():
+            row["answers_survived"] = survived(outcome, accuracy_before, "answers")
         write_json(path, row)
     except Exception as error:  # One attack that fails must not end the others; its row stays in the report.
         # A model that cannot be attacked in this way is told by a `ValueError`, as all that is refused. Neither is kept: a disk that was
@@ -304,8 +326,26 @@ def check_mark(config: Config, model: Any) -> None:
         )
 
 
+def check_unrelated(config: Config) -> None:
+    """Refuses too few unrelated models, before hours of work.
+
+    Args:
+        config: Where they are, and how many.
+
+    Raises:
+        ValueError: If there are fewer than asked for, or too few to set a gate and count.
+    """
+    if config.unrelated is None:
+        return
+    found, wanted = len(_unrelated_files(config)), max(config.num_unrelated, _GATE_SHARE)
+    if found < wanted:
+        raise ValueError(
+            f"Too few models to count by. Expected at least {wanted} .keras files. Received: {found} in {config.unrelated}"
+        )
+
+
 _FILES = ("model", "owner_key", "reference", "unrelated", "data")
-_OF_THE_RECIPE = ("epochs", "learning_rate", "optimizer", "batch_size", "augment", "strength")
+_OF_THE_RECIPE = ("epochs", "learning_rate", "optimizer", "batch_size", "label_smoothing", "augment", "strength")
 # One of ten unrelated models serves to set the gate and not to count.
 _GATE_SHARE = 10
 
@@ -344,11 +384,33 @@ def _attacked(config: Config, attack: "Attack", thief: "Thief") -> tuple[Any, fl
     path, clock = result_path(config, attack.name), folder / "seconds" / f"{slug}.json"
     if not path.exists():
         start = config.model if attack.after is None else result_path(config, attack.after)
-        if not pathlib.Path(start).exists():
-            raise ValueError(f"there is no result of {attack.after!r} to start from")
         write_json(clock, _spent(clock, (folder / "backups" / slug).rglob("*")))
         save_model(attack.run(_model(str(start)), thief), path)
-    return _model(str(path)), round(_spent(clock, [path]), 1)
+    return _examined(str(path)), round(_spent(clock, [path]), 1)
+
+
+def _without_start(attack: "Attack", start: dict[str, Any]) -> dict[str, Any]:
+    """The row of an attack whose predecessor has left nothing; it is no more than that."""
+    refused = f"there is no result of {attack.after!r} to start from"
+    return {"attack": attack.name, "family": attack.family, "refused": refused, "survived": start["survived"]}
+
+
+def _controls(config: Config, examiner: "Examiner") -> dict[str, Any]:
+    """What the owner's key reads in models that are no copies: the unmarked twin of a training run, and the unrelated ones."""
+    found: dict[str, Any] = {}
+    twin = pathlib.Path(config.model).with_name("unmarked.keras")
+    if config.data is None and twin.exists():
+        found["unmarked_twin"] = examiner.outcome(_examined(str(twin)))
+    if examiner.unrelated:
+        through = [reading for reading in examiner.unrelated if reading.quality > examiner.gate]
+        found["unrelated"] = {
+            "num_models": len(examiner.unrelated),
+            "gate": examiner.gate,
+            "largest_quality": max(reading.quality for reading in examiner.unrelated),
+            "smallest_bit_error_rate": min(reading.bit_error_rate for reading in examiner.unrelated),
+            "num_through_the_gate": len(through),
+        }
+    return found
 
 
 def _spent(clock: pathlib.Path, kept: Iterable[pathlib.Path]) -> float:
@@ -384,7 +446,8 @@ def _claim(folder: pathlib.Path, config: Config) -> None:
     from scripts.folders import other_settings
     from scripts.records import write_json
 
-    held = sorted(each.name for each in folder.iterdir()) if folder.exists() else []
+    # Not the hidden ones: a killed program may have left half of a file under its temporary name.
+    held = sorted(each.name for each in folder.iterdir() if not each.name.startswith(".")) if folder.exists() else []
     if held and not (config.resume and "config.json" in held):
         raise ValueError(
             "This folder is not empty. Expected an empty folder, or `--resume` to go on with a suite in it. "
@@ -400,9 +463,11 @@ def _claim(folder: pathlib.Path, config: Config) -> None:
             raise ValueError(
                 f"This folder holds a suite of other settings or files. Expected {expected}. Received: {other}"
             )
-    for part in ("rows", "models", "seconds"):
-        (folder / part).mkdir(parents=True, exist_ok=True)
+    # First: a folder without it could not be gone on with.
+    folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "config.json", {"program": PROGRAM, **suite_settings(config), "files": files})
+    for part in ("rows", "models", "seconds"):
+        (folder / part).mkdir(exist_ok=True)
 
 
 def _model(path: str) -> Any:
@@ -410,6 +475,13 @@ def _model(path: str) -> Any:
     import keras
 
     return keras.models.load_model(path, compile=False, safe_mode=True)
+
+
+def _examined(path: str) -> Any:
+    """A model as it is looked at; training may go on in half precision."""
+    from deepsigns_tf.attacks.graphs import in_float32
+
+    return in_float32(_model(path))
 
 
 @functools.cache
@@ -440,25 +512,16 @@ def _data(config: Config) -> "Dataset":
 def _thief(config: Config, backup_dir: pathlib.Path) -> "Thief":
     import deepsigns_tf as ds
     from deepsigns_tf.attacks.graphs import flat_name
-    from deepsigns_tf.attacks.recipes import Recipe
     from deepsigns_tf.attacks.suite import Thief, thiefs_seed
-    from deepsigns_tf.files import file_digest
-    from scripts.fitting import OPTIMIZERS
-    from scripts.pipelines import crop_and_flip
+    from scripts.fitting import recipe_of
 
     data, owner_key = _data(config), ds.OwnerKey.load(config.owner_key)
-    recipe = Recipe(
-        config.epochs,
-        config.learning_rate,
-        OPTIMIZERS[config.optimizer],
-        config.batch_size,
-        crop_and_flip if config.augment else None,
-        str(backup_dir),
-    )
+    recipe = recipe_of(config, config.epochs, config.learning_rate, backup_dir)
     carriers = {flat_name(layer.path): owner_key.carrier(layer.carrier) for layer in owner_key.layers}
-    seed = thiefs_seed(f"{config.seed} {file_digest(config.model)}")
     strength = config.thiefs_strength or config.strength
-    return Thief(data.x_train, data.y_train, recipe, strength, carriers, _marks(config, carriers), seed)
+    return Thief(
+        data.x_train, data.y_train, recipe, strength, carriers, _marks(config, carriers), thiefs_seed(str(config.seed))
+    )
 
 
 def _marks(config: Config, carriers: dict[str, Any]) -> dict[str, Any]:
@@ -483,7 +546,7 @@ def _examiner(config: Config) -> "Examiner":
     import deepsigns_tf as ds
     from deepsigns_tf.attacks.outcomes import Examiner
 
-    data, owner_key, marked = _data(config), ds.OwnerKey.load(config.owner_key), _model(config.model)
+    data, owner_key, marked = _data(config), ds.OwnerKey.load(config.owner_key), _examined(config.model)
     unrelated = _unrelated(config, owner_key, marked)
     num_for_gate = len(unrelated) // _GATE_SHARE
     gate = max((reading.quality for reading in unrelated[:num_for_gate]), default=0.0)
@@ -497,14 +560,9 @@ def _unrelated(config: Config, owner_key: Any, marked: Any) -> "list[AlignedRead
 
     if config.unrelated is None:
         return []
-    models = _unrelated_files(config)
-    if len(models) < _GATE_SHARE:
-        raise ValueError(
-            f"Too few models to count by. Expected at least {_GATE_SHARE} .keras files. Received: {len(models)} in {config.unrelated}"
-        )
     path = pathlib.Path(config.output_dir) / "unrelated.json"
     if not path.exists():
-        readings = [read_aligned(_model(str(each)), owner_key, marked) for each in models]
+        readings = [read_aligned(_examined(str(each)), owner_key, marked) for each in _unrelated_files(config)]
         write_json(path, [dataclasses.asdict(reading) for reading in readings])
     return [AlignedReading(**reading) for reading in json.loads(path.read_text())]
 
@@ -512,7 +570,7 @@ def _unrelated(config: Config, owner_key: Any, marked: Any) -> "list[AlignedRead
 def _unrelated_files(config: Config) -> list[pathlib.Path]:
     # Not the ones that another process is still writing.
     files = pathlib.Path(str(config.unrelated)).glob("*.keras")
-    return sorted(each for each in files if not each.name.startswith("unfinished_"))
+    return sorted(each for each in files if not each.name.startswith("unfinished_"))[: config.num_unrelated or None]
 
 
 if __name__ == "__main__":

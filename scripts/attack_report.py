@@ -20,6 +20,8 @@ _COLORS = {
     "recovered by counting": "#f0e442",
     "removed": "#d55e00",
     "with the model": "#999999",
+    "failed": "#000000",
+    "not applicable": "#000000",
 }
 
 
@@ -41,6 +43,11 @@ def write_report(result: dict[str, Any], folder: pathlib.Path) -> None:
     assumptions = result["marked"].get("aligned", {}).get("assumptions", ())
     if assumptions:
         words += f"Counting assumes: {'; '.join(assumptions)}.\n\n"
+    if "unrelated" in result:
+        words += (
+            "Of {num_models} unrelated models the best match is {largest_quality:.3f}, against a gate of {gate:.3f} that "
+            "{num_through_the_gate} pass; the fewest wrong bits are {smallest_bit_error_rate:.4f}.\n\n"
+        ).format(**result["unrelated"])
     write_atomically(folder / "attacks.md", (heading + words + attacks_table(result) + "\n").encode())
 
 
@@ -51,11 +58,17 @@ def attacks_table(result: dict[str, Any]) -> str:
         result: As in `write_report`.
     """
     before = result["marked"]
-    marked = {"attack": "none", "family": "", "survived": survived(before, before["accuracy"])} | before
+    controls = [{"attack": "none", "family": "", "survived": survived(before, before["accuracy"])} | before]
+    if "unmarked_twin" in result:
+        controls.append({"attack": "unmarked twin", "family": "control", "survived": ""} | result["unmarked_twin"])
     columns = {
         "attack": lambda row: row["attack"],
         "family": lambda row: row["family"],
         "accuracy, %": lambda row: f"{100 * row['accuracy']:.2f}" if "accuracy" in row else "",
+        "answers changed, %": lambda row: f"{100 * row['changed_answers']:.2f}" if "changed_answers" in row else "",
+        "largest change of an output": lambda row: (
+            f"{row['largest_difference']:.1e}" if row.get("largest_difference") is not None else ""
+        ),
         "bits": lambda row: _of(row, "weights", lambda part: f"{part['num_matches']} of {part['num_bits']}"),
         "BER": lambda row: _of(row, "weights", lambda part: f"{part['bit_error_rate']:.4f}"),
         "median margin": lambda row: _of(row, "weights", lambda part: f"{part['median_margin']:.2f}"),
@@ -73,9 +86,10 @@ def attacks_table(result: dict[str, Any]) -> str:
         "triggers": lambda row: _of(row, "answers", lambda part: f"{part['num_matches']} of {part['num_asked']}"),
         "log10 p, triggers": lambda row: _of(row, "answers", lambda part: f"{part['log10_p_value']:.1f}"),
         "survived": lambda row: row["survived"] + (f": {row['refused']}" if "refused" in row else ""),
+        "survived, triggers": lambda row: row.get("answers_survived", ""),
         "seconds": lambda row: f"{row['seconds']:.0f}" if "seconds" in row else "",
     }
-    cells = {name: [cell(row) for row in (marked, *result["rows"])] for name, cell in columns.items()}
+    cells = {name: [cell(row) for row in (*controls, *result["rows"])] for name, cell in columns.items()}
     shown = [name for name, column in cells.items() if any(column)]
     return markdown_table(shown, list(zip(*(cells[name] for name in shown), strict=True)))
 

@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 import deepsigns_tf as ds
+from deepsigns_tf.attacks.recipes import Recipe
 from scripts import folders
 from scripts.checkpoints import Checkpoint
 from scripts.datasets import Dataset
@@ -82,6 +83,26 @@ class _TakenOver(keras.optimizers.schedules.LearningRateSchedule):
 
     def __call__(self, step: Any) -> Any:
         return self._schedule(step + self._num_steps)
+
+
+def recipe_of(config: Any, epochs: int, learning_rate: float, backup_dir: pathlib.Path) -> Recipe:
+    """How a thief trains who goes on with an owner's training.
+
+    Args:
+        config: Optimizer, batch size, label smoothing and augmentation of the owner's.
+        epochs: Passes over the data.
+        learning_rate: Constant.
+        backup_dir: From which an interrupted training goes on.
+    """
+    return Recipe(
+        epochs,
+        learning_rate,
+        optimizer=OPTIMIZERS[config.optimizer],
+        batch_size=config.batch_size,
+        label_smoothing=config.label_smoothing,
+        augmentation=crop_and_flip if config.augment else None,
+        backup_dir=str(backup_dir),
+    )
 
 
 def _steps_per_epoch(config: TrainingConfig, data: Dataset) -> int:

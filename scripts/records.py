@@ -24,7 +24,7 @@ def circumstances(command: str) -> dict[str, Any]:
     """
     return {
         "command": command,
-        "date": datetime.date.today().isoformat(),
+        "date": today(),
         "hardware": f"{os.cpu_count()} cores, {_processor()}",
         "versions": {
             "python": platform.python_version(),
@@ -33,6 +33,11 @@ def circumstances(command: str) -> dict[str, Any]:
             "numpy": np.__version__,
         },
     }
+
+
+def today() -> str:
+    """The day, as a record states it."""
+    return datetime.date.today().isoformat()
 
 
 def result_file(results_dir: str, name: str) -> pathlib.Path:

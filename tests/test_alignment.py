@@ -57,6 +57,17 @@ def test_unrelated_units_match_less_than_noisy_copies():
     assert (align(REFERENCE, noisy[:, ::-1]).sources == np.arange(30)[::-1]).all()
 
 
+def test_units_are_brought_to_one_spread():
+    """Whatever their sizes; one that is missing stays so."""
+    factors, order = RANDOM.uniform(0.2, 5, 30), RANDOM.permutation(30)
+    spread = REFERENCE.std(axis=0)
+    suspect = (REFERENCE * factors)[:, order]
+    evened = align(REFERENCE, suspect).evened(suspect)
+    np.testing.assert_allclose(evened.applied(suspect), REFERENCE / spread, atol=1e-9)
+    narrow = align(REFERENCE, suspect[:, :25])
+    assert (narrow.evened(suspect[:, :25]).applied(suspect[:, :25])[:, narrow.sources < 0] == 0).all()
+
+
 def test_sizes_are_left_alone_when_asked():
     alignment = align(REFERENCE, 3 * REFERENCE).unscaled
     assert (alignment.scales == 1).all()
@@ -132,6 +143,21 @@ def test_a_permuted_copy_is_read_after_matching_it_with_what_does_not_know_the_b
     assert ds.verify(wider, key, commitment=key.commitment(), reference=reference).marked
 
 
+def test_layers_many_times_as_wide_are_matched(marked):
+    """Idle units cost a thief little: a few times the width must not be enough to be left out."""
+    import keras
+
+    from deepsigns_tf.attacks.same_function import add_idle_units
+    from deepsigns_tf.candidates import matched_candidates
+
+    reference, model, key, _ = marked
+    for fraction, tried in ((7.0, True), (31.0, True), (32.0, False)):
+        widened = add_idle_units(model, 5, fraction)
+        assert widened.get_layer("hidden").units == 128 * (1 + fraction)
+        found = matched_candidates(widened, key, keras.models.load_model(reference))
+        assert [each.shape for each in found.evened["features"].means.values()] == [(4, 128)] * tried
+
+
 def test_a_suspect_is_run_once_however_it_is_read(marked):
     import deepsigns_tf as ds
     from deepsigns_tf.responses import LocalModel
@@ -184,7 +210,7 @@ def test_bits_read_after_a_match_are_fair_coins(tmp_path):
         key = key.with_reference(tmp_path / "reference.keras").with_key_inputs(x, y, 60)
         key = key.with_layers([CarrierLayer("features", "hidden", 96)])
         for model in (suspect, reference):
-            (means,) = matched_candidates(model, key, reference).scaled["features"].means.values()
+            (means,) = matched_candidates(model, key, reference).evened["features"].means.values()
             matches.append(SignatureReader(key, "features", 96).read(means).num_matches)
     # 120 readings of 80 bits: four standard deviations of the mean rate.
     assert np.mean(matches) / 80 == pytest.approx(0.5, abs=4 * 0.5 / np.sqrt(120 * 80))

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from deepsigns_tf.attacks.graphs import as_functional
+from deepsigns_tf.attacks.graphs import as_functional, in_float32
 from deepsigns_tf.attacks.new_units import NewUnits, with_units
 from deepsigns_tf.attacks.same_function import (
     add_cancelling_units,
@@ -366,13 +366,41 @@ def test_a_subclassed_model_is_refused():
     "attempt",
     [
         lambda model: split_units(model, seed=0, fraction=0.0),
-        lambda model: add_idle_units(model, seed=0, fraction=1.5),
-        lambda model: rescale_units(model, seed=0, largest=1.0),
+        lambda model: split_units(model, seed=0, fraction=1.5),
+        lambda model: add_idle_units(model, seed=0, fraction=0.0),
     ],
 )
 def test_numbers_out_of_range_are_refused(attempt):
     with pytest.raises(ValueError, match=r"^Invalid value for argument `\w+`. Expected "):
         attempt(mnist_mlp())
+
+
+@pytest.mark.parametrize(
+    ("build", "draw"),
+    [
+        (mnist_mlp, lambda: RANDOM.random((16, 784))),
+        (cifar10_cnn, lambda: RANDOM.integers(256, size=(16, 32, 32, 3))),
+        (lambda: wide_resnet(10, 1), lambda: RANDOM.integers(256, size=(16, 32, 32, 3))),
+        (lambda: imdb_lstm(num_tokens=100, sequence_length=20), lambda: RANDOM.integers(100, size=(16, 20))),
+    ],
+)
+def test_in_single_precision_half_precision_models_compute_the_same(build, draw):
+    """What rounding adds is many times what an equal function may."""
+    keras.utils.set_random_seed(0)
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        model = build()
+    finally:
+        keras.config.set_dtype_policy("float32")
+    x, single = draw().astype("float32"), in_float32(model)
+    assert {layer.compute_dtype for layer in single.layers} == {"float32"} and in_float32(single) is single
+    for one, other in zip(model.get_weights(), single.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    attacked = in_float32(permute_units(model, 1)).predict(x, verbose=0)
+    outputs = single.predict(x, verbose=0)
+    np.testing.assert_allclose(attacked, outputs, atol=1e-4)
+    rounded = np.asarray(model.predict(x, verbose=0), np.float32)
+    assert np.abs(rounded - outputs).max() > 10 * np.abs(attacked - outputs).max()
 
 
 def test_units_that_are_not_homogeneous_are_not_scaled():

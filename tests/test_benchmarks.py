@@ -24,6 +24,7 @@ pytest.importorskip("tqdm", reason="the measurements are made in the environment
 from benchmarks import (
     accelerator,
     calibration,
+    invariants,
     overhead,
     pictures,
     redundancy,
@@ -37,6 +38,7 @@ from benchmarks import (
 from benchmarks import attacks as network_attacks  # noqa: E402
 from benchmarks.attacks import Attacks  # noqa: E402
 from deepsigns_tf.attacks import suite as suites  # noqa: E402
+from deepsigns_tf.attacks.same_function import permute_units, rescale_units  # noqa: E402
 from models.mnist_mlp import mnist_mlp  # noqa: E402
 from scripts import (
     attack,  # noqa: E402
@@ -539,13 +541,17 @@ def test_the_studies_settings_are_flags_of_their_programs(name):
             for config in configs:
                 recorded = {"program": program.__name__} | result_settings(config)
                 assert not folders.other_settings(first, program.__name__, recorded, folders.OF_THE_MARK)
-        if study.suite is not None:
-            suite = attack.Config("marked.keras", "owner.key", "attacked", **study.suite)
-            assert suite.suite in suites.SUITES and attack._epochs(suite, "fine_tuning_epochs")
+        for flags in filter(None, (study.suite, study.later_suite)):
+            suite = attack.Config("marked.keras", "owner.key", "attacked", **flags)
+            epochs = [attack._epochs(suite, f"{name}_epochs") for name in ("fine_tuning", "overwriting")]
+            names = [each.name for each in suites.suite(suite.suite, *epochs) if re.search(suite.only, each.name)]
+            # What a bar asks for is among the rows.
+            assert f"overwritten, 1 x, {epochs[1][-1]} epochs" in names
+            assert "defences" in network.studies or f"fine-tuned, {epochs[0][-1]} epochs" in names
     assert network.studies["default"].settings == ({},)
 
 
-def test_a_suite_stands_in_the_row_with_its_circumstances_and_is_not_run_twice(tmp_path, monkeypatch):
+def test_a_suite_stands_in_the_row_with_its_circumstances_and_tries_again_what_failed(tmp_path, monkeypatch):
     asked = []
 
     def run(config):
@@ -556,20 +562,46 @@ def test_a_suite_stands_in_the_row_with_its_circumstances_and_is_not_run_twice(t
     monkeypatch.setattr(attack, "with_settings_of_run", lambda config: dataclasses.replace(config, epochs=7))
     study = studies.Study(range(1), suite={"suite": "paper"}, unrelated="unmarked")
     row, config = {}, studies.Config("suite", runs_dir=str(tmp_path))
-    with pytest.raises(ValueError, match=r"^There are no unrelated models .*\. Expected .*\. Received: none in "):
+    with pytest.raises(ValueError, match=r"^There are too few networks of the kind 'unmarked'\. Expected 223, "):
         studies._check_unrelated(study, config)
     monkeypatch.setattr(attack, "run", lambda config: run(attack.with_settings_of_run(config)))
-    for _ in range(2):
-        studies._go_through_suite(row, tmp_path / "0_0", config, study)
+    studies._go_through_suite(row, tmp_path / "0_0", config, study, seed=0)
     (suite,) = asked
+    assert suite.num_unrelated == 223 and suite.seed == 0
     assert suite.unrelated == str(tmp_path / "populations" / "unmarked") and suite.reference is None and suite.resume
     assert row["suite"]["date"] == "d" and row["suite"]["settings"]["suite"] == "paper"
     assert row["suite"]["settings"]["epochs"] == 7
-    # Other flags are another suite; where the folder lies is no flag.
-    studies._go_through_suite(row, tmp_path / "moved", config, study)
-    assert len(asked) == 1
-    studies._go_through_suite(row, tmp_path / "0_0", config, dataclasses.replace(study, suite={"suite": "full"}))
-    assert len(asked) == 2 and row["suite"]["settings"]["suite"] == "full"
+    # The suite itself knows what it has done; a row that failed was not kept.
+    row["suite"]["rows"] = [{"attack": "a", "refused": "OSError: disk full", "survived": "failed"}]
+    studies._go_through_suite(row, tmp_path / "0_0", config, study, seed=0)
+    assert len(asked) == 2 and row["suite"]["rows"] == []
+    # Later seeds may need less, and have a thief of their own.
+    study = dataclasses.replace(study, seeds=range(2), later_suite={"suite": "brief"})
+    for seed in study.seeds:
+        studies._go_through_suite(row, tmp_path / "0_0", config, study, seed)
+    assert [(each.suite, each.seed) for each in asked[2:]] == [("paper", 0), ("brief", 1)]
+
+
+def test_sorted_class_means_are_read_in_whatever_order_the_units_are():
+    """And not whatever their size is; the loss asks for the same bits that are read."""
+    keras.utils.set_random_seed(0)
+    x, y = np.random.default_rng(0).random((100, 784), "float32"), np.arange(100) % 10
+    key = ds.OwnerKey("trial", (ds.Carrier("features", range(10), 64),), ds.DecisionRule(), bytes(32))
+    key = key.with_key_inputs(x, y, 8)
+    model = mnist_mlp()
+    rate = invariants.sorted_bit_error_rate(model, key)
+    assert invariants.sorted_bit_error_rate(permute_units(model, 1), key) == rate
+    assert invariants.sorted_bit_error_rate(rescale_units(model, 1), key) != rate
+    means, logits = np.random.default_rng(1).random((10, 512)).astype("float32"), []
+    for kind, each in (
+        (invariants.SortedSignatureRegularizer, means),
+        (ds.SignatureRegularizer, np.sort(means, axis=1)),
+    ):
+        regularizer = kind(key, "features")
+        regularizer.observe((None, 512))
+        regularizer.build()
+        logits.append(keras.ops.convert_to_numpy(regularizer.logits(each)))
+    np.testing.assert_allclose(*logits, rtol=1e-5)
 
 
 def test_a_payload_is_decoded_by_majority_and_is_a_fair_coin_by_chance():

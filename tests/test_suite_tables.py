@@ -4,11 +4,12 @@ import pytest
 
 pytest.importorskip("tqdm", reason="the measurements are made in the environment of requirements.txt")
 
-from benchmarks import pictures, suite_tables, tables  # noqa: E402
+from benchmarks import bars, pictures, suite_tables, tables  # noqa: E402
 
 
 def _outcome(attack, family, accuracy, rate, log10_p, **more):
     weights = {"bit_error_rate": rate, "log10_p_value": log10_p, "marked": log10_p <= -6}
+    weights |= {"num_matches": round(640 * (1 - rate)), "num_bits": 640, "median_margin": 1.0 - rate}
     return {"attack": attack, "family": family, "accuracy": accuracy, "weights": weights} | more
 
 
@@ -43,8 +44,10 @@ def _row(seed, lost):
                     "refused": "no BatchNorm",
                     "survived": "not applicable",
                 },
-                _outcome("moved by 1", "adaptive", 0.96, 0.2, -50.0, **_referred(0.5, -0.1)),
-                _outcome("moved by 8", "adaptive", 0.95, 0.45, -2.0, **_referred(0.5, -0.1)),
+                _outcome("class means moved by 1", "adaptive", 0.96, 0.2, -50.0, **_referred(0.5, -0.1)),
+                _outcome("class means moved by 8", "adaptive", 0.95, 0.45, -2.0, **_referred(0.5, -0.1)),
+                # Only a match finds this one again.
+                _outcome("hidden", "adaptive", 0.98, 0.5, -0.1, **_referred(0.3, -20.0)),
                 _outcome("drawn anew", "adaptive", 0.90, 0.5, -0.1, **_referred(0.5, -0.1)),
             ],
         },
@@ -62,54 +65,159 @@ RESULT = {
 
 
 def _defences():
+    """Two ways on two seeds, one thief; the second way loses .1 and .3 bits less, and is at a loss where the thief failed."""
     payload = {"payload": {"num_bits": 64, "num_copies": 9, "num_matches": 60, "log10_p_value": -13.2}}
-    rows = [
-        {**row, "suite": {"rows": [outcome | payload for outcome in row["suite"]["rows"][3:5]]}}
-        for row in RESULT["rows"]
-    ]
-    rows[1]["settings"] = rows[1]["settings"] | {"normalized": True}
+    rows = []
+    for normalized, rates in ((False, (0.4, 0.5)), (True, (0.3, 0.2))):
+        for seed, rate in enumerate(rates):
+            settings = _row(0, 0.0)["settings"] | {"seed": seed, "normalized": normalized}
+            failed = {"attack": "overwritten", "family": "paper", "refused": "OSError: disk full", "survived": "failed"}
+            second = failed if normalized and seed else _outcome("overwritten", "paper", 0.98, 0.1, -99.0) | payload
+            outcomes = [_outcome("moved", "paper", 0.98, rate, -10.0 - seed) | payload, second]
+            rows.append(_row(0, 0.0) | {"settings": settings, "suite": {"rows": outcomes}})
     return RESULT | {"rows": rows}
 
 
+def _table(lines):
+    """The rows of a Markdown table, by the names of the columns."""
+    header, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    return [dict(zip(header, row, strict=True)) for row in rows]
+
+
 def test_the_best_adaptive_attack_stands_on_top():
-    """It removes the mark for three points; the one that takes eight is no better, the one that leaves the mark neither."""
+    """It removes the mark for three points; the one that takes eight is no better, those that leave it a match neither."""
     lines = suite_tables.suite_table({"x_suite": RESULT}, "x_suite").splitlines()
-    assert lines[2:9] == [
-        "| none |  | 98.00 | 0.0000 | -192.0 | 0.0100, -180.0 |  | yes |",
-        "| moved by 8 | adaptive | 95.00 | 0.4500 | -2.0 | 0.5000, -0.1 |  | removed |",
-        "| pruned | paper | 97.00 | 0.1000 | -90.0 | 0.2000, -60.0 |  | yes |",
-        "| split | same function | 98.00 | no reading | 0.0 | 0.0200, -150.0 |  | recovered |",
-        "| moved by 1 | adaptive | 96.00 | 0.2000 | -50.0 | 0.5000, -0.1 |  | yes |",
-        "| drawn anew | adaptive | 90.00 | 0.5000 | -0.1 | 0.5000, -0.1 |  | with the model |",
-        "| folded | same function |  |  |  |  |  | not applicable: no BatchNorm |",
+    rows = _table(lines)
+    matched = "matched with the reference: BER, log10 p of the worst seed"
+    shown = ("attack", "accuracy, %", "BER", "log10 p, worst seed", matched, "survived")
+    assert [tuple(row[name] for name in shown) for row in rows] == [
+        ("none", "98.00", "0.0000", "-192.0", "0.0100, -180.0", "yes"),
+        ("class means moved by 8", "95.00", "0.4500", "-2.0", "0.5000, -0.1", "removed"),
+        ("pruned", "97.00", "0.1000", "-90.0", "0.2000, -60.0", "yes"),
+        ("split", "98.00", "no reading", "0.0", "0.0200, -150.0", "recovered"),
+        ("class means moved by 1", "96.00", "0.2000", "-50.0", "0.5000, -0.1", "yes"),
+        ("hidden", "98.00", "0.5000", "-0.1", "0.3000, -20.0", "recovered"),
+        ("drawn anew", "90.00", "0.5000", "-0.1", "0.5000, -0.1", "with the model"),
+        ("folded", "", "", "", "", "not applicable: no BatchNorm"),
     ]
+    assert (
+        rows[2]["bits, worst seed"] == "576 of 640" and rows[2]["median margin"] == "0.90" and rows[2]["seeds"] == "2"
+    )
+    # Columns that no row has anything for are left out.
+    assert not any("triggers" in name or "seconds" in name for name in rows[0])
+
+
+def test_the_price_of_a_mark_is_read_off_the_curve():
+    """From 50 to 2 for one point more: the level of 6 is crossed at 44 of 48 of the way."""
+    assert suite_tables.curves(RESULT) == {
+        "class means moved by": [
+            (1.0, pytest.approx(2.0), pytest.approx(50.0)),
+            (8.0, pytest.approx(3.0), pytest.approx(2.0)),
+        ]
+    }
+    lost, name = suite_tables.price(RESULT)
+    assert lost == pytest.approx(2 + 44 / 48) and name == "class means moved by"
+    text = suite_tables.suite_table({"x_suite": RESULT}, "x_suite")
+    assert "brings p above 1e-6 for 2.9 points of accuracy (class means moved by)." in text
+    marks_stay = [row | {"suite": row["suite"] | {"rows": row["suite"]["rows"][:4]}} for row in RESULT["rows"]]
+    assert suite_tables.price(RESULT | {"rows": marks_stay}) is None
+
+
+def test_what_was_asked_stands_beside_the_worst_row():
+    """Whatever was not recorded is not held; readings after the match are those of the match alone."""
+    outcomes = [
+        _outcome("50 % pruned", "paper", 0.97, 0.0, -192.0),
+        _outcome("90 % pruned", "paper", 0.80, 0.01, -180.0),
+        _outcome("99 % pruned", "paper", 0.50, 0.4, -5.0),
+        _outcome("overwritten, 1 x, 10 epochs", "paper", 0.98, 0.14, -90.0),
+        _outcome("overwritten, 1 x, 100 epochs", "paper", 0.98, 0.16, -80.0),
+        _outcome("overwritten, 1 x, 100 epochs, then disguised", "paper", 0.98, 0.5, 0.0, **_referred(0.4, -3.0)),
+        _outcome("units permuted", "same function", 0.98, 0.5, 0.0, **_referred(0.02, -150.0)),
+        _outcome("units permuted, then 50 % pruned", "same function", 0.97, 0.5, 0.0, **_referred(0.04, -140.0)),
+    ]
+    row = _row(0, 0.0)
+    suite = RESULT | {"rows": [row | {"suite": row["suite"] | {"rows": outcomes}}]}
+    rows = _table(bars.bars_table({"mnist_suite": suite, "cnn_suite": suite}).splitlines())
+    held = {(each["asked"].split(":")[0], each["of"]): (each["worst row"], each["held"]) for each in rows}
+    assert held["pruned up to 90 %", "MLP"] == ("90 % pruned", "**no**")
+    assert held["pruned up to 99.9 %, or to a loss of 20 points", "CNN"] == ("90 % pruned", "**no**")
+    assert held["overwritten at equal strength", "CNN"] == ("overwritten, 1 x, 100 epochs", "yes")
+    assert held["overwritten at equal strength", "MLP"] == ("overwritten, 1 x, 100 epochs", "**no**")
+    equal = "equal functions, also pruned or fine-tuned"
+    assert held[equal, "MLP"] == ("units permuted, then 50 % pruned", "yes")
+    assert held["quantized to 8 and 5 bits", "MLP"] == ("none was recorded", "no")
+    assert ("fine-tuned", "WRN") not in held
+    with pytest.raises(tables.NotRecordedError, match="mnist_suite"):
+        bars.bars_table(tables.Recorded())
+
+
+def test_triggers_and_controls_stand_in_the_table():
+    answers = {"answers": {"num_matches": 97, "num_asked": 100, "log10_p_value": -80.0, "marked": True}}
+    rows = []
+    for row in RESULT["rows"]:
+        suite = row["suite"] | {
+            "marked": row["suite"]["marked"] | answers,
+            "unmarked_twin": _outcome("", "", 0.98, 0.51, 0.0) | answers | {"largest_difference": 3.0},
+            "rows": [each | answers | {"seconds": 7.0} for each in row["suite"]["rows"][3:4]],
+            "unrelated": {
+                "num_models": 201,
+                "gate": 0.7,
+                "largest_quality": 0.69,
+                "num_through_the_gate": 0,
+                "smallest_bit_error_rate": 0.08,
+            },
+        }
+        rows.append(row | {"suite": suite})
+    text = suite_tables.suite_table({"x_suite": RESULT | {"rows": rows}}, "x_suite")
+    none, twin, moved = _table(text.splitlines())
+    assert twin["attack"] == "none, the unmarked twin" and twin["BER"] == "0.5100" and twin["survived"] == ""
+    assert twin["largest change of an output"] == "3.0e+00"
+    assert (
+        moved["triggers, worst seed"] == "97 of 100"
+        and moved["survived, triggers"] == "yes"
+        and moved["seconds"] == "7"
+    )
+    assert "Seed 1: of 201 unrelated models the best match is 0.690, against a gate of 0.700 that 0 pass" in text
 
 
 def test_defences_stand_against_the_same_thief():
     lines = suite_tables.defences_table({"x": _defences()}, "x").splitlines()
     payload = "60 of 64, x 9 (-13)"
+    # Differences of -.1 and -.3: mean -.2, and 12.7 times a standard error of .1.
     assert lines[2:4] == [
-        f"| features x 64, strength 1 | 640 | 98.00 | 1.20 | 0.200 (-50) | 0.450 (-2) | {payload} | {payload} |",
-        "| features x 64, strength 1, from epoch 5, normalised loss | 640 | 98.00 | 1.20 | 0.200 (-50) | 0.450 (-2) "
-        f"| {payload} | {payload} |",
+        f"| features x 64, strength 1 | 640 | 98.00 | 1.20 | 0.450 (-10) |  | {payload} | 0.100 (-99) |  | {payload} |",
+        "| features x 64, strength 1, normalised loss | 640 | 98.00 | 1.20 "
+        f"| 0.250 (-10) | -0.200 [-1.471, +1.071] | {payload} | failed |  |  |",
     ]
+    assert lines[5].startswith("Seeds 0, 1")
 
 
 def test_a_picture_stands_below_its_table_where_there_is_one():
     recorded = {"wrn_suite": RESULT, "cnn_suite": RESULT, "mnist_defences": _defences()}
     shown = {name: tables.TABLES[name](recorded) for name in ("suite_wrn", "suite_cnn", "defences")}
-    assert shown["suite_wrn"].count("| moved by 8 | adaptive |") == 1 and ".png" not in shown["suite_wrn"]
+    assert shown["suite_wrn"].count("| class means moved by 8 | adaptive |") == 1 and ".png" not in shown["suite_wrn"]
     for name, picture in (("suite_cnn", "cnn_suite"), ("defences", "mnist_defences")):
         assert shown[name].endswith(f"]({picture}.png)\n") and picture in pictures.PICTURES
 
 
+def test_readings_without_a_match_stand_beside_the_one_with():
+    attacks = {
+        "none": {"bit_error_rate": 0.0, "accuracy": 0.981},
+        "units split": {"bit_error_rate": 0.49, "accuracy": 0.98},
+    }
+    row = {"way": "sorted", "bits_per_class": 16, "strength": 1.0, "attacks": attacks}
+    lines = suite_tables.invariants_table({"invariants": RESULT | {"rows": [row]}}).splitlines()
+    assert lines[0].endswith("| none: BER (accuracy, %) | units split: BER (accuracy, %) |")
+    assert lines[2] == "| sorted class means, no match | 16 | 1 | 0.000 (98.10) | 0.490 (98.00) |"
+
+
 def test_detectors_stand_with_their_intervals():
     area = {"auc": 0.631, "interval": [0.52, 0.74]}
-    row = {"kind": "default", "num_models": 60, "num_features": 9, "logistic regression": area}
+    row = {"kind": "default", "num_marked": 120, "num_unmarked": 223, "num_features": 9, "logistic regression": area}
     control = {"kind": "strength 100", "auc": 0.961, "seen": True}
     lines = suite_tables.detector_table({"detector": RESULT | {"rows": [row], "control": control}}).splitlines()
-    assert lines[0] == "| mark | networks of each kind | AUC, logistic regression |"
-    assert lines[2] == "| default | 60 | 0.63 [0.52, 0.74] |"
+    assert lines[0] == "| mark | networks, marked and not | AUC, logistic regression: 95 %, out of bag |"
+    assert lines[2] == "| default | 120, 223 | 0.63 [0.52, 0.74] |"
     assert lines[4] == "The positive control, strength 100, is seen (AUC 0.96)."
 
 

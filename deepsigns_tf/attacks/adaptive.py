@@ -18,7 +18,6 @@ def move_class_means(
     seed: int,
     layers: Mapping[str, Pooling],
     distance: float = 4.0,
-    strength: float = 1.0,
     recipe: Recipe = Recipe(epochs=2, learning_rate=1e-3),
 ) -> keras.Model:
     r"""Trains on while it drags the class means of layers, where the mark is, in random directions.
@@ -34,7 +33,6 @@ def move_class_means(
         seed: Of the directions, of order and dropout.
         layers: Names of the marked layers, and how the maps of each become features, as in `Carrier`.
         distance: d, >= 0.
-        strength: Weight of the penalty, >= 0.
         recipe: A tenth of the task's own training, by default of 20 epochs.
 
     Returns:
@@ -52,13 +50,13 @@ def move_class_means(
     """
     copy = copied(model, seed)
     names = [each.name for each in copy.layers]
-    if not layers or not set(layers) <= set(names) or not distance >= 0.0 or not strength >= 0.0:
+    if not layers or not set(layers) <= set(names) or not distance >= 0.0:
         raise ValueError(
-            f"The class means cannot be moved. Expected layers from {names}, distance and strength >= 0. "
-            f"Received: layers={dict(layers)}, distance={distance!r}, strength={strength!r}"
+            f"The class means cannot be moved. Expected layers from {names}, distance >= 0. "
+            f"Received: layers={dict(layers)}, distance={distance!r}"
         )
     random = np.random.default_rng(seed)
-    penalties = [_pull(copy, x, y, layer, pooling, distance, strength, random) for layer, pooling in layers.items()]
+    penalties = [_pull(copy, x, y, layer, pooling, distance, random) for layer, pooling in layers.items()]
     outputs = [copy.outputs[0], *(copy.get_layer(layer).output for layer in layers)]
     fit(keras.Model(copy.inputs, outputs), x, y, seed, recipe, penalties=penalties)
     return copy
@@ -71,7 +69,6 @@ def _pull(
     layer: str,
     pooling: Pooling,
     distance: float,
-    strength: float,
     random: np.random.Generator,
 ) -> Callable[[Any, Any], Any]:
     """The penalty of a layer whose class means are not where they were sent."""
@@ -93,6 +90,6 @@ def _pull(
         batch_means = ops.matmul(members, ops.cast(pool(features, pooling), "float32")) / ops.maximum(counts, 1.0)
         apart = ops.square((batch_means - targets) / np.maximum(spread, 1e-6))
         present = ops.cast(counts[:, 0] > 0, "float32")
-        return strength * ops.sum(ops.mean(apart, axis=1) * present) / len(classes)
+        return ops.sum(ops.mean(apart, axis=1) * present) / len(classes)
 
     return penalty

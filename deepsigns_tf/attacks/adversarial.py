@@ -10,6 +10,9 @@ from deepsigns_tf.attacks.recipes import Recipe, copied, fit, puts_out_probabili
 
 Tensor = Any
 
+# Of Neural Cleanse: what a mask's size weighs in the search, and how many of the inputs get the patch, as in the source.
+_MASK_WEIGHT, _PATCHED_SHARE = 0.01, 0.2
+
 
 def train_adversarially(
     model: keras.Model,
@@ -60,7 +63,6 @@ def train_adversarially(
     lowest, highest = float(x.min()), float(x.max())
     epsilon = relative_epsilon * (highest - lowest)
     copy = copied(model, seed)
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=not puts_out_probabilities(model))
     random = keras.random.SeedGenerator(seed)
 
     class Hardened(keras.Model):
@@ -73,7 +75,7 @@ def train_adversarially(
                 hard = tf.clip_by_value(tf.clip_by_value(hard, inputs - epsilon, inputs + epsilon), lowest, highest)
                 with tf.GradientTape() as tape:
                     tape.watch(hard)
-                    value = loss(labels, self(hard, training=False))
+                    value = self.compute_loss(y=labels, y_pred=self(hard, training=False))
                 hard += 2.5 * epsilon / num_steps * tf.sign(tape.gradient(value, hard))
             hard = tf.clip_by_value(tf.clip_by_value(hard, inputs - epsilon, inputs + epsilon), lowest, highest)
             return super().train_step((tf.stop_gradient(hard), labels))
@@ -88,14 +90,13 @@ def neural_cleanse(
     y: np.ndarray,
     seed: int,
     num_steps: int = 200,
-    mask_weight: float = 0.01,
-    patched_share: float = 0.2,
     recipe: Recipe = Recipe(epochs=5),
 ) -> keras.Model:
     r"""Looks for the small patch that turns most inputs to one class, and trains on with the patch and the right labels.
 
     For each class t, \( \min_{m, p} \mathrm{CE}(f((1 - m) x + m p), t) + w \|m\|_1 \) with a mask m in [0, 1] and a pattern p in the range
-    of the data. The smallest mask of all is unlearnt; the source asks that it be an outlier, a thief need not.
+    of the data, and w = 0.01. A fifth of the inputs get the patch of the smallest mask of all, which is unlearnt; the source asks that it
+    be an outlier, a thief need not.
 
     Args:
         model: The model; it is left as it is.
@@ -103,8 +104,6 @@ def neural_cleanse(
         y: `(n,)` integer labels.
         seed: Of batches, order and dropout.
         num_steps: Of Adam with learning rate 0.1, for each class, >= 1.
-        mask_weight: w, >= 0.
-        patched_share: Of the training inputs that get the patch, in [0, 1].
         recipe: 5 to 80 epochs on record.
 
     Returns:
@@ -123,22 +122,21 @@ def neural_cleanse(
     Source: Wang et al., "Neural cleanse: Identifying and mitigating backdoor attacks in neural networks", S&P 2019.
     """
     _check_gradients(model)
-    if num_steps < 1 or not mask_weight >= 0.0 or not 0.0 <= patched_share <= 1.0:
+    if num_steps < 1:
         raise ValueError(
-            "No patch can be sought in this way. Expected at least one step, mask_weight >= 0, patched_share in [0, 1]. "
-            f"Received: num_steps={num_steps!r}, mask_weight={mask_weight!r}, patched_share={patched_share!r}"
+            f"Invalid value for argument `num_steps`. Expected an integer >= 1. Received: num_steps={num_steps!r}"
         )
     copy = copied(model, seed)
-    patches = [_smallest_patch(copy, x, target, seed, num_steps, mask_weight) for target in np.unique(y)]
+    patches = [_smallest_patch(copy, x, target, seed, num_steps) for target in np.unique(y)]
     mask, pattern = min(patches, key=lambda patch: float(patch[0].sum()))
-    chosen = np.random.default_rng(seed).random(len(x)) < patched_share
+    chosen = np.random.default_rng(seed).random(len(x)) < _PATCHED_SHARE
     patched = x.astype(np.float32)
     patched[chosen] = (1.0 - mask) * patched[chosen] + mask * pattern
     return fit(copy, patched, y, seed, recipe)
 
 
 def _smallest_patch(
-    model: keras.Model, x: np.ndarray, target: int, seed: int, num_steps: int, mask_weight: float
+    model: keras.Model, x: np.ndarray, target: int, seed: int, num_steps: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mask and pattern for one class."""
     import tensorflow as tf
@@ -159,7 +157,7 @@ def _smallest_patch(
         with tf.GradientTape() as tape:
             share, values = patch()
             answers = model((1.0 - share) * inputs + share * values, training=False)
-            value = loss(tf.fill((tf.shape(inputs)[0],), target), answers) + mask_weight * tf.reduce_sum(share)
+            value = loss(tf.fill((tf.shape(inputs)[0],), target), answers) + _MASK_WEIGHT * tf.reduce_sum(share)
         optimizer.apply_gradients(zip(tape.gradient(value, [mask, pattern]), [mask, pattern], strict=True))
 
     random = np.random.default_rng(seed)

@@ -4,6 +4,7 @@ All take the model, data of the task and a seed, leave the model as it is, and g
 sequential classifier of logits, or of probabilities by a last softmax. The recipes are those on record.
 """
 
+import dataclasses
 from typing import Any, Literal
 
 import keras
@@ -229,7 +230,7 @@ def smooth_labels(
     Source: Szegedy et al., "Rethinking the Inception architecture", CVPR 2016, section 7; Lukas et al., S&P 2022, "label smoothing".
     """
     _check_share(share)
-    return fit(copied(model, seed), x, y, seed, recipe, label_smoothing=share)
+    return fit(copied(model, seed), x, y, seed, dataclasses.replace(recipe, label_smoothing=share))
 
 
 def corrupt_labels(

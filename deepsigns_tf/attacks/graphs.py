@@ -8,6 +8,9 @@ import keras
 
 from deepsigns_tf.keras_internals import Functional
 
+# Policies that do not compute in single precision.
+_HALF = ("mixed_bfloat16", "mixed_float16", "bfloat16", "float16")
+
 
 def as_functional(model: keras.Model) -> keras.Model:
     """A model whose graph is known, with no model inside another.
@@ -38,6 +41,34 @@ def as_functional(model: keras.Model) -> keras.Model:
         )
     nested = {layer.name: as_functional(layer) for layer in model.layers if _is_graph(layer)}
     return _flat(model, nested) if nested else model
+
+
+def in_float32(model: keras.Model) -> keras.Model:
+    """The same network, computed in single precision throughout: what rounding to half precision adds is no part of an attack.
+
+    Args:
+        model: A functional or sequential model.
+
+    Returns:
+        The model itself if nothing in it computes in half precision, else a copy with the same weights.
+
+    Raises:
+        ValueError: If the model is subclassed.
+
+    Example:
+
+    >>> dense = keras.layers.Dense(2, dtype="mixed_bfloat16", name="logits")
+    >>> in_float32(keras.Sequential([keras.Input((4,)), dense])).get_layer("logits").compute_dtype
+    'float32'
+    """
+    functional = as_functional(model)
+    configs = {layer.name: layer.get_config() for layer in functional.operations}
+    single = {name: _in_single_precision(config) for name, config in configs.items()}
+    if single == configs:
+        return model
+    copy = rebuilt(functional, lambda layer: type(layer).from_config(single[layer.name]))
+    copy.set_weights(functional.get_weights())
+    return copy
 
 
 def flat_name(path: str) -> str:
@@ -138,6 +169,19 @@ class Graph:
                 found.add(each)
                 waiting += [other for call in self.calls.get(each, ()) for other in call]
         return found
+
+
+def _in_single_precision(config: Any) -> Any:
+    if isinstance(config, (list, tuple)):
+        return type(config)(_in_single_precision(each) for each in config)
+    if not isinstance(config, dict):
+        return config
+    if str(config.get("class_name", "")).endswith("DTypePolicy"):
+        return "float32" if config["config"]["name"] in _HALF else config
+    return {
+        name: "float32" if name == "dtype" and value in _HALF else _in_single_precision(value)
+        for name, value in config.items()
+    }
 
 
 def _is_graph(layer: Any) -> bool:

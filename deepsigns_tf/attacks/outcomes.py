@@ -1,8 +1,9 @@
 """What is left of a model and of its marks after an attack."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from deepsigns_tf.owner_key import OwnerKey
 from deepsigns_tf.recovery import AlignedReading, read_aligned, recover
 from deepsigns_tf.trigger_verification import verify_predict_fn
-from deepsigns_tf.verification import Verdict, verify
+from deepsigns_tf.verification import Verdict, each_way, verify
 
 # A thief who loses more than this has no model worth stealing. Source: Lukas et al., S&P 2022.
 MAX_ACCURACY_LOSS = 0.05
@@ -48,19 +49,26 @@ class Examiner:
             change: What happens to inputs on their way to it.
 
         Returns:
-            JSON-ready values: `accuracy`; `weights`, `referred` and `aligned`, what the key reads as it stands, in units matched with
-            its reference's, and in units matched with the marked model's; `answers`, what the triggers say. A part that was not
-            tried is missing.
+            JSON-ready values: `accuracy`; `changed_answers`, the share of test inputs that are answered otherwise than by the released
+            model, and `largest_difference` of an output from its (None where one is not finite); `weights`, `referred` and `aligned`,
+            what the key reads as it stands, in units matched with its reference's alone, and in units matched with the marked model's;
+            `answers`, what the triggers say. A part that was not tried is missing.
         """
-        answers = np.asarray(model.predict(change(self.x_test), batch_size=1000, verbose=0)).argmax(axis=1)
-        found: dict[str, Any] = {"accuracy": float(np.mean(answers == self.y_test))}
+        outputs = _outputs(model, change(self.x_test))
+        answers = outputs.argmax(axis=1)
+        difference = float(np.abs(outputs - self._released_outputs).max())
+        found: dict[str, Any] = {
+            "accuracy": float(np.mean(answers == self.y_test)),
+            "changed_answers": float(np.mean(answers != self._released_outputs.argmax(axis=1))),
+            "largest_difference": difference if np.isfinite(difference) else None,
+        }
         commitment = self.owner_key.commitment()
         if self.owner_key.carriers:
             found["weights"] = _read(lambda: verify(model, self.owner_key, commitment=commitment))
             if self.reference is not None:
                 reference = self.reference
                 found["referred"] = _read(
-                    lambda: verify(model, self.owner_key, commitment=commitment, reference=reference)
+                    lambda: _best_match(each_way(model, self.owner_key, commitment=commitment, reference=reference))
                 )
             if self.unrelated:
                 found["aligned"] = self._aligned(model)
@@ -79,6 +87,10 @@ class Examiner:
             }
         return found
 
+    @functools.cached_property
+    def _released_outputs(self) -> np.ndarray:
+        return _outputs(self.marked, self.x_test)
+
     def _aligned(self, model: keras.Model) -> dict[str, Any]:
         try:
             reading = read_aligned(model, self.owner_key, self.marked)
@@ -87,12 +99,13 @@ class Examiner:
         return recover(reading, self.gate, self.unrelated).to_dict()
 
 
-def survived(outcome: dict[str, Any], accuracy_before: float) -> str:
+def survived(outcome: dict[str, Any], accuracy_before: float, mark: Literal["weights", "answers"] = "weights") -> str:
     """Whether a mark survived, in a word.
 
     Args:
         outcome: From `Examiner.outcome`.
         accuracy_before: Of the marked model, in [0, 1].
+        mark: Which one; where there is none in the weights, the answers'.
 
     Returns:
         `"yes"`; `"recovered"`, at the level of a committed claim, after units were matched with the key's reference;
@@ -104,14 +117,29 @@ def survived(outcome: dict[str, Any], accuracy_before: float) -> str:
     >>> survived({"accuracy": 0.97, "weights": {"marked": False}, "referred": {"marked": True}}, accuracy_before=0.98)
     'recovered'
     """
-    if any(outcome.get(part, {}).get("marked") for part in ("weights", "answers")):
+    mark = mark if mark in outcome else "answers"
+    if outcome[mark]["marked"]:
         return "yes"
-    if outcome.get("referred", {}).get("marked"):
+    if mark == "weights" and outcome.get("referred", {}).get("marked"):
         return "recovered"
-    if outcome.get("aligned", {}).get("recovered"):
+    if mark == "weights" and outcome.get("aligned", {}).get("recovered"):
         return "recovered by counting"
     # Accuracies are shares of a test set: what rounding adds to a difference is less than one example.
     return "removed" if accuracy_before - outcome["accuracy"] <= MAX_ACCURACY_LOSS + 1e-9 else "with the model"
+
+
+def _outputs(model: keras.Model, inputs: Any) -> np.ndarray:
+    return np.asarray(model.predict(inputs, batch_size=1000, verbose=0), np.float64)
+
+
+def _best_match(verdicts: Sequence[Verdict]) -> Verdict:
+    """Of the readings after units were matched; what is read without stands beside it."""
+    matched = [verdict for verdict in verdicts if verdict.matched]
+    if not matched:
+        raise ValueError(
+            "Nothing can be read after a match. Expected a layer near the reference's width. Received: none that is finite"
+        )
+    return min(matched, key=lambda verdict: verdict.log10_p_value)
 
 
 def _read(verified: Callable[[], Verdict]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """How a thief trains: what all attacks that train have in common."""
 
 import dataclasses
+import gc
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,13 +21,14 @@ class Recipe:
 
     Args:
         epochs: Passes over the data, >= 1.
-        learning_rate: Constant, above 0; the recipe on record is a tenth of the task's first one.
+        learning_rate: Above 0; the recipe on record is a tenth of the task's first one.
+        falls: Whether it falls to 0 along a cosine, as an owner's does; constant by default, as on record.
         optimizer: Makes the fresh optimizer from the learning rate.
         batch_size: Examples a step, >= 1; those that are left over at the end of an epoch are others in every epoch.
+        label_smoothing: Share of the targets that all classes have alike, in [0, 1).
         augmentation: `(inputs, seed of shape (2,)) -> inputs`, on whole batches of tensors, as the task's own training; none by default.
         backup_dir: A folder from which an interrupted training goes on at its last finished epoch, with the batches of a first one; none
             by default. It is removed at the end.
-        verbose: As in `keras.Model.fit`.
 
     Raises:
         ValueError: If a number is out of range.
@@ -39,17 +41,20 @@ class Recipe:
 
     epochs: int = 10
     learning_rate: float = 1e-4
-    optimizer: Callable[[float], keras.optimizers.Optimizer] = keras.optimizers.Adam
+    falls: bool = False
+    optimizer: Callable[[Any], keras.optimizers.Optimizer] = keras.optimizers.Adam
     batch_size: int = 128
+    label_smoothing: float = 0.0
     augmentation: Callable[[Tensor, Tensor], Tensor] | None = None
     backup_dir: str | None = None
-    verbose: int = 0
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch_size < 1 or not self.learning_rate > 0.0:
+        counts = self.epochs >= 1 and self.batch_size >= 1
+        if not (counts and self.learning_rate > 0.0 and 0.0 <= self.label_smoothing < 1.0):
             raise ValueError(
-                "This is no recipe to train by. Expected at least one epoch, batches of at least one example, a learning rate above 0. "
-                f"Received: epochs={self.epochs!r}, batch_size={self.batch_size!r}, learning_rate={self.learning_rate!r}"
+                "This is no recipe to train by. Expected at least one epoch, batches of at least one example, a learning rate above 0, "
+                f"label smoothing in [0, 1). Received: epochs={self.epochs!r}, batch_size={self.batch_size!r}, "
+                f"learning_rate={self.learning_rate!r}, label_smoothing={self.label_smoothing!r}"
             )
 
 
@@ -59,7 +64,6 @@ def fit(
     y: np.ndarray,
     seed: int,
     recipe: Recipe,
-    label_smoothing: float = 0.0,
     penalties: Sequence[Callable[[Tensor, Tensor], Tensor]] = (),
 ) -> keras.Model:
     """Trains a classifier in place.
@@ -70,7 +74,6 @@ def fit(
         y: `(n,)` integer labels, or `(n, C)` target probabilities.
         seed: Of order, augmentation and dropout.
         recipe: How.
-        label_smoothing: Share of the targets that all classes have alike, in [0, 1).
         penalties: `(labels, activations) -> scalar`, added to the loss: one for each of the activations that the model puts out after
             its answers.
 
@@ -87,27 +90,34 @@ def fit(
     # Whoever imports the package may have another backend and no TensorFlow; whoever trains in batches has it.
     import tensorflow as tf
 
-    if label_smoothing and y.ndim == 1:
-        y = np.eye(model.output_shape[-1], dtype="float32")[y]
+    # What an earlier training has left, its data among it, hangs together in circles: Python frees it after gigabytes.
+    gc.collect()
+    labels = y
+    if recipe.label_smoothing and y.ndim == 1:
+        y = np.eye(model.outputs[0].shape[-1], dtype="float32")[y]
     from_logits = not puts_out_probabilities(model)
     loss = (
         keras.losses.SparseCategoricalCrossentropy(from_logits)
         if y.ndim == 1
-        else keras.losses.CategoricalCrossentropy(from_logits, label_smoothing)
+        else keras.losses.CategoricalCrossentropy(from_logits, recipe.label_smoothing)
     )
     keras.utils.set_random_seed(seed)
-    optimizer = recipe.optimizer(recipe.learning_rate)
+    num_rows = min(recipe.batch_size, len(x))
+    num_steps = recipe.epochs * (len(x) // num_rows)
+    schedule = keras.optimizers.schedules.CosineDecay(recipe.learning_rate, num_steps)
+    optimizer = recipe.optimizer(schedule if recipe.falls else recipe.learning_rate)
     # Accuracy is measured after the attack, not in every step; several steps a call spare what Python does between them.
     model.compile(optimizer, [loss, *penalties] if penalties else loss, steps_per_execution=_STEPS_PER_EXECUTION)
-    inputs, targets, num_rows = tf.constant(x), tf.constant(y), min(recipe.batch_size, len(x))
+    inputs, targets, of_penalties = tf.constant(x), tf.constant(y), tf.constant(labels)
     rows = tf.data.Dataset.range(len(x)).shuffle(len(x), seed=seed).batch(num_rows, drop_remainder=True)
     seeds = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True).batch(2, drop_remainder=True)
     augmentation = recipe.augmentation or (lambda images, batch_seed: images)
 
     def examples(rows: Tensor, batch_seed: Tensor) -> tuple[Tensor, Any]:
-        labels = tf.gather(targets, rows)
-        # Each output of a model that has several wants targets of its own.
-        wanted = (labels, *[labels for _ in penalties]) if penalties else labels
+        wanted = tf.gather(targets, rows)
+        if penalties:
+            # Each output of a model that has several wants targets of its own.
+            wanted = (wanted, *[tf.gather(of_penalties, rows) for _ in penalties])
         return augmentation(tf.gather(inputs, rows), batch_seed), wanted
 
     batches = tf.data.Dataset.zip(rows, seeds).map(examples, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
@@ -115,7 +125,7 @@ def fit(
         [keras.callbacks.BackupAndRestore(recipe.backup_dir, double_checkpoint=True)] if recipe.backup_dir else []
     )
     # The batches are shuffled.
-    model.fit(batches, epochs=recipe.epochs, shuffle=False, callbacks=callbacks, verbose=recipe.verbose)
+    model.fit(batches, epochs=recipe.epochs, shuffle=False, callbacks=callbacks, verbose=0)
     return model
 
 

@@ -5,7 +5,7 @@ model's. Outputs stay equal up to rounding. Models are functional or sequential;
 """
 
 import collections
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import keras
@@ -14,6 +14,8 @@ import numpy as np
 from deepsigns_tf.attacks.graphs import Graph, as_functional, rebuilt
 from deepsigns_tf.attacks.new_units import NewUnits, with_units
 from deepsigns_tf.attacks.units import WITH_KERNEL, UnitGroup, unit_groups
+
+_LARGEST_SCALE = 4.0
 
 
 def permute_units(model: keras.Model, seed: int) -> keras.Model:
@@ -42,19 +44,18 @@ def permute_units(model: keras.Model, seed: int) -> keras.Model:
     return with_units(model, {group: NewUnits(random.permutation(group.size)) for group in _groups(model)})
 
 
-def rescale_units(model: keras.Model, seed: int, largest: float = 4.0) -> keras.Model:
+def rescale_units(model: keras.Model, seed: int) -> keras.Model:
     """Multiplies every unit's output, where the functions after it are positively homogeneous, and divides where it is taken in.
 
     Args:
         model: The model; it is left as it is.
-        seed: Of the factors.
-        largest: They are spread evenly, on a logarithmic scale, from `1 / largest` to `largest`; above 1.
+        seed: Of the factors, spread evenly on a logarithmic scale from 1/4 to 4.
 
     Returns:
         A functional model that computes the same.
 
     Raises:
-        ValueError: As `units.unit_groups`; also if no layer's units can be rescaled, or `largest` is out of range.
+        ValueError: As `units.unit_groups`; also if no layer's units can be rescaled.
 
     Example:
 
@@ -65,14 +66,10 @@ def rescale_units(model: keras.Model, seed: int, largest: float = 4.0) -> keras.
 
     Source: Neyshabur, Salakhutdinov, Srebro, "Path-SGD", NeurIPS 2015 (rescaling of ReLU units).
     """
-    if not largest > 1.0:
-        raise ValueError(
-            f"Invalid value for argument `largest`. Expected a number above 1. Received: largest={largest!r}"
-        )
     random = np.random.default_rng(seed)
     plans = {}
     for group in _groups(model, lambda group: group.scalable):
-        scales = np.exp(random.uniform(-1, 1, group.size) * np.log(largest))
+        scales = np.exp(random.uniform(-1, 1, group.size) * np.log(_LARGEST_SCALE))
         plans[group] = NewUnits(np.arange(group.size), scales, 1.0 / scales)
     return with_units(model, plans)
 
@@ -127,13 +124,16 @@ def clone_units(model: keras.Model, seed: int, fraction: float = 0.1) -> keras.M
     return _doubled(model, seed, fraction, lambda random, num: np.full(num, 0.5))
 
 
-def add_idle_units(model: keras.Model, seed: int, fraction: float = 0.1) -> keras.Model:
+def add_idle_units(
+    model: keras.Model, seed: int, fraction: float = 0.1, layers: Collection[str] | None = None
+) -> keras.Model:
     """Adds units with random weights that nothing takes in.
 
     Args:
         model: The model; it is left as it is.
         seed: Of their weights.
-        fraction: As many as this share of each layer's units, above 0, at most 1; one at least.
+        fraction: As many as this share of each layer's units, above 0; one at least.
+        layers: Names of the layers that get them, with all whose units are one with theirs; every layer by default.
 
     Returns:
         A functional model, wider, that computes the same.
@@ -155,7 +155,7 @@ def add_idle_units(model: keras.Model, seed: int, fraction: float = 0.1) -> kera
         sources = np.concatenate([np.arange(group.size), -1 - np.arange(num)])
         return NewUnits(sources, shares=np.concatenate([np.ones(group.size), np.zeros(num)]))
 
-    return _widened(model, seed, fraction, plan)
+    return _widened(model, seed, fraction, plan, layers)
 
 
 def add_cancelling_units(model: keras.Model, seed: int, fraction: float = 0.1) -> keras.Model:
@@ -164,7 +164,7 @@ def add_cancelling_units(model: keras.Model, seed: int, fraction: float = 0.1) -
     Args:
         model: The model; it is left as it is.
         seed: Of their weights.
-        fraction: As many pairs as this share of each layer's units, above 0, at most 1; one at least.
+        fraction: As many pairs as this share of each layer's units, above 0; one at least.
 
     Returns:
         A functional model, wider, that computes the same.
@@ -281,18 +281,26 @@ def _groups(model: keras.Model, which: Callable[[UnitGroup], bool] = lambda grou
     found = [group for group in unit_groups(model) if which(group)]
     if not found:
         raise ValueError(
-            "This model has no units that can be changed in this way. Expected hidden layers; for rescaling, with ReLU or no activation. "
+            "This model has no units that can be changed in this way. Expected hidden layers, of the names asked for; for rescaling, with "
+            "ReLU or no activation. "
             f"Received: {model.name}"
         )
     return found
 
 
-def _widened(model: keras.Model, seed: int, fraction: float, plan: Callable[[UnitGroup, int], NewUnits]) -> keras.Model:
-    if not 0.0 < fraction <= 1.0:
+def _widened(
+    model: keras.Model,
+    seed: int,
+    fraction: float,
+    plan: Callable[[UnitGroup, int], NewUnits],
+    layers: Collection[str] | None = None,
+) -> keras.Model:
+    if not fraction > 0.0:
         raise ValueError(
-            f"Invalid value for argument `fraction`. Expected a number above 0, at most 1. Received: fraction={fraction!r}"
+            f"Invalid value for argument `fraction`. Expected a number above 0. Received: fraction={fraction!r}"
         )
-    plans = {group: plan(group, max(1, round(fraction * group.size))) for group in _groups(model)}
+    groups = _groups(model, lambda group: layers is None or bool(set(layers) & set(group.layers)))
+    plans = {group: plan(group, max(1, round(fraction * group.size))) for group in groups}
     return with_units(model, plans, seed)
 
 
@@ -302,6 +310,10 @@ def _doubled(
     fraction: float,
     draw_shares: Callable[[np.random.Generator, int], np.ndarray],
 ) -> keras.Model:
+    if not fraction <= 1.0:
+        raise ValueError(
+            f"Invalid value for argument `fraction`. Expected a number above 0, at most 1. Received: fraction={fraction!r}"
+        )
     random = np.random.default_rng(seed)
 
     def plan(group: UnitGroup, num: int) -> NewUnits:

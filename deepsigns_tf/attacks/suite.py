@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 import keras
 import numpy as np
 
+from deepsigns_tf.activations import num_features
 from deepsigns_tf.attacks.adaptive import move_class_means
 from deepsigns_tf.attacks.adversarial import neural_cleanse, train_adversarially
 from deepsigns_tf.attacks.extraction import distill
@@ -51,6 +52,18 @@ from deepsigns_tf.owner_key import OwnerKey
 from deepsigns_tf.perturbations import prune_weights, shake_weights
 from deepsigns_tf.statistics import DecisionRule
 
+# Layers without a kernel of their own, or with several, that can be marked.
+_WITH_UNITS = (
+    keras.layers.BatchNormalization,
+    keras.layers.Bidirectional,
+    keras.layers.GlobalAveragePooling1D,
+    keras.layers.GlobalAveragePooling2D,
+    keras.layers.GlobalMaxPooling1D,
+    keras.layers.GlobalMaxPooling2D,
+    keras.layers.GRU,
+    keras.layers.LSTM,
+)
+
 Family = Literal["paper", "modification", "same function", "input", "extraction", "adaptive"]
 
 
@@ -82,7 +95,7 @@ class Thief:
         marks: Names of the layers that a thief marks who overwrites, with what they carry: the owner's carriers, by default of the
             program.
         seed: Of all that the thief draws. Keras draws the same weights from the same seed: take one that is nobody else's
-            (`thiefs_seed`).
+            (`thiefs_seed`), and the same for models that are compared.
     """
 
     x: np.ndarray = dataclasses.field(repr=False)
@@ -103,7 +116,10 @@ class Thief:
 
     @property
     def tenth(self) -> Recipe:
-        """A tenth of the task's own training, an epoch at least, at its first learning rate; so short that it keeps no backups."""
+        """A tenth of the task's own training, at its first learning rate; so short that it keeps no backups.
+
+        It is an epoch at least: of a training of three epochs a third.
+        """
         return dataclasses.replace(self.recipe, epochs=max(1, round(0.1 * self.recipe.epochs)), backup_dir=None)
 
 
@@ -115,7 +131,7 @@ class Attack:
         name: What reports call it; no two of a suite have the same.
         family: What kind it is of.
         run: `(model, thief) -> model`. It leaves the model as it is. A `ValueError` says that the model cannot be attacked in this way.
-        trains: Whether it trains, and takes time.
+        trains: Whether it trains, or what it starts from does, and takes time.
         after: Name of another attack, from whose result it starts.
         change: `thief -> change` of inputs on their way to the model, for a thief who answers questions; none by default. A `ValueError` as
             for `run`.
@@ -141,11 +157,14 @@ class Attack:
             )
 
 
+# Everything that leaves the function as it is, at once.
+_ALL_DISGUISES = "all of these"
+
 # What belongs to each.
 SUITES: dict[str, Callable[[Attack], bool]] = {
     "quick": lambda attack: not attack.trains,
     "paper": lambda attack: attack.family == "paper",
-    "brief": lambda attack: attack.family == "paper" or not attack.trains,
+    "brief": lambda attack: attack.family == "paper" or not attack.trains or attack.after == _ALL_DISGUISES,
     "full": lambda attack: True,
 }
 
@@ -156,10 +175,12 @@ def suite(
     """The attacks of a suite.
 
     Args:
-        name: `"quick"`, all that need no training; `"paper"`, pruning, fine-tuning and overwriting; `"brief"`, both; `"full"`, everything.
+        name: `"quick"`, all that need no training; `"paper"`, pruning, fine-tuning and overwriting; `"brief"`, both, and the
+            network of all disguises fine-tuned; `"full"`, everything.
         fine_tuning_epochs: After how many epochs to look, rising; each stretch starts with a fresh optimizer.
-        overwriting_epochs: After how many epochs of the thief's own marking to look, rising, as for fine-tuning: at three strengths and in
-            another layer for the first, at equal strength for the others.
+        overwriting_epochs: After how many epochs of the thief's own marking to look, rising, as for fine-tuning: at three strengths, at a
+            falling rate and in another layer for the first, at one and three times the strength for the others. Each is looked at once
+            more under all disguises.
 
     Returns:
         The attacks; each stands after the one that it starts from.
@@ -174,8 +195,8 @@ def suite(
     """
     if name not in SUITES:
         raise ValueError(f"Invalid value for argument `name`. Expected one of {tuple(SUITES)}. Received: name={name!r}")
-    attacks = [*_pruning(), *_fine_tuning(fine_tuning_epochs), *_overwriting(overwriting_epochs)]
-    attacks += [*_modifications(), *_same_function(), *_inputs(), *_extraction(), *_adaptive()]
+    attacks = [*_pruning(), *_fine_tuning(fine_tuning_epochs), *_also_disguised(_overwriting(overwriting_epochs))]
+    attacks += [*_modifications(), *_same_function(), *_inputs(), *_extraction(), *_also_disguised(_adaptive())]
     return tuple(filter(SUITES[name], attacks))
 
 
@@ -183,11 +204,11 @@ def thiefs_seed(name: str) -> int:
     """A seed in [0, 2^31) that follows from a name, and is not likely to be an owner's.
 
     Args:
-        name: Of whatever the thief attacks.
+        name: Of the thief.
 
     Example:
 
-    >>> thiefs_seed("model 0") == thiefs_seed("model 1")
+    >>> thiefs_seed("0") == thiefs_seed("1")
     False
     """
     return int.from_bytes(hashlib.sha256(f"thief {name}".encode()).digest()[:4], "big") >> 1
@@ -241,33 +262,54 @@ def _fine_tuning(all_epochs: Sequence[int]) -> list[Attack]:
 
 def _overwriting(all_epochs: Sequence[int]) -> list[Attack]:
     def elsewhere(model: keras.Model, thief: Thief, epochs: int) -> keras.Model:
-        carrier = next(iter(thief.marks.values()))
-        return _overwritten(model, thief, {_unmarked_layer(model, thief): carrier}, 1.0, epochs)
+        carrier, layer = next(iter(thief.marks.values())), _unmarked_layer(model, thief)
+        bits = min(carrier.bits_per_class, _num_units(model, layer, carrier) // 2)
+        return _overwritten(model, thief, {layer: dataclasses.replace(carrier, bits_per_class=bits)}, 1.0, epochs)
 
     attacks = []
     first = all_epochs[0]
     for before, epochs in zip((0, *all_epochs), all_epochs, strict=False):
         # The longer the thief trains, the fewer ways are tried.
-        for share in (1.0,) if before else (0.1, 1.0, 3.0):
+        for share in (1.0, 3.0) if before else (0.1, 1.0, 3.0):
             run = functools.partial(_overwritten_in_place, relative_strength=share, epochs=epochs - before)
             after = f"overwritten, {share:g} x, {before} epochs" if before else None
             attacks.append(Attack(f"overwritten, {share:g} x, {epochs} epochs", "paper", run, trains=True, after=after))
-    run = functools.partial(elsewhere, epochs=first)
-    return [*attacks, Attack(f"overwritten in another layer, {first} epochs", "paper", run, trains=True)]
+    runs = {
+        f"overwritten, 1 x at a falling rate, {first} epochs": functools.partial(
+            _overwritten_in_place, relative_strength=1.0, epochs=first, falls=True
+        ),
+        f"overwritten in another layer, {first} epochs": functools.partial(elsewhere, epochs=first),
+    }
+    return attacks + [Attack(name, "paper", run, trains=True) for name, run in runs.items()]
 
 
 def _overwritten_in_place(
-    model: keras.Model, thief: Thief, relative_strength: float, epochs: int, times_the_bits: int = 1
+    model: keras.Model,
+    thief: Thief,
+    relative_strength: float,
+    epochs: int,
+    times_the_bits: int = 1,
+    falls: bool = False,
 ) -> keras.Model:
-    carriers = {
-        layer: dataclasses.replace(carrier, bits_per_class=times_the_bits * carrier.bits_per_class)
-        for layer, carrier in thief.marks.items()
-    }
-    return _overwritten(model, thief, carriers, relative_strength, epochs)
+    """As many bits as there is room for, if that many are asked for."""
+    carriers = {}
+    for layer, carrier in thief.marks.items():
+        bits = min(times_the_bits * carrier.bits_per_class, _num_units(model, layer, carrier) - 1)
+        carriers[layer] = dataclasses.replace(carrier, bits_per_class=bits)
+    return _overwritten(model, thief, carriers, relative_strength, epochs, falls)
+
+
+def _num_units(model: keras.Model, layer: str, carrier: Carrier) -> int:
+    return num_features(as_functional(model).get_layer(layer).output.shape, carrier.pooling)
 
 
 def _overwritten(
-    model: keras.Model, thief: Thief, carriers: Mapping[str, Carrier], relative_strength: float, epochs: int
+    model: keras.Model,
+    thief: Thief,
+    carriers: Mapping[str, Carrier],
+    relative_strength: float,
+    epochs: int,
+    falls: bool = False,
 ) -> keras.Model:
     """Marked by the thief in layers of these names."""
     named = [dataclasses.replace(carrier, name=layer) for layer, carrier in carriers.items()]
@@ -279,28 +321,25 @@ def _overwritten(
         thiefs_key(thief, named),
         {layer: layer for layer in carriers},
         relative_strength * thief.strength,
-        dataclasses.replace(thief.recipe, epochs=epochs),
+        dataclasses.replace(thief.recipe, epochs=epochs, falls=falls),
     )
 
 
 def _unmarked_layer(model: keras.Model, thief: Thief) -> str:
-    """The last layer with as many units as the bits need that is neither marked nor the head."""
+    """The last Dense layer or convolution that is neither marked nor the head, or else the last of other layers with units."""
     functional = as_functional(model)
-    num_bits = max(carrier.bits_per_class for carrier in thief.carriers.values())
-    found: list[str] = [
-        layer.name
-        for layer in functional.layers
-        if type(layer) in WITH_KERNEL
-        and layer is not head(functional)
-        and layer.name not in thief.carriers
-        and layer.output.shape[-1] > num_bits
+    others = [
+        layer for layer in functional.layers if layer is not head(functional) and layer.name not in thief.carriers
     ]
-    if not found:
+    with_kernel: list[str] = [layer.name for layer in others if type(layer) in WITH_KERNEL]
+    # A sequence has no one feature for each unit where time steps are masked.
+    without: list[str] = [layer.name for layer in others if type(layer) in _WITH_UNITS and len(layer.output.shape) == 2]
+    if not with_kernel and not without:
         raise ValueError(
-            f"There is no other layer to mark. Expected a Dense layer or a convolution of more than {num_bits} units. "
+            "There is no other layer to mark. Expected a hidden Dense layer, convolution, recurrent, pooling or BatchNorm layer. "
             f"Received: {[layer.name for layer in functional.layers]}"
         )
-    return found[-1]
+    return (with_kernel or without)[-1]
 
 
 def _modifications() -> list[Attack]:
@@ -332,7 +371,10 @@ def _modifications() -> list[Attack]:
     trained = {
         "L2 of 0.1 and fine-tuned, 5 epochs each": shrunk,
         "labels smoothed by 0.3, 10 epochs": _trained_by(smooth_labels, 10, share=0.3),
-        "30 % of the labels random, 10 epochs": _trained_by(corrupt_labels, 10, share=0.3),
+        **{
+            f"{100 * share:g} % of the labels random, 10 epochs": _trained_by(corrupt_labels, 10, share=share)
+            for share in (0.3, 0.8)
+        },
         **{
             f"adversarial training within {epsilon:g}, 5 epochs": _trained_by(
                 train_adversarially, 5, relative_epsilon=epsilon
@@ -359,7 +401,8 @@ def _last_kernel(model: keras.Model) -> str:
 
 
 def _same_function() -> list[Attack]:
-    functions = {
+    widened = {f"idle units, {times} x as wide": functools.partial(_widened, times=times) for times in (2, 8)}
+    functions: dict[str, Callable[[keras.Model, Thief], keras.Model]] = {
         "units permuted": _drawn_by(permute_units),
         "units rescaled": _drawn_by(rescale_units),
         "units split": _drawn_by(split_units, fraction=0.2),
@@ -368,21 +411,54 @@ def _same_function() -> list[Attack]:
         "cancelling units added": _drawn_by(add_cancelling_units, fraction=0.2),
         "BatchNorm folded": _changed_by(fold_batch_norm),
         "layers renamed": _drawn_by(rename_layers),
-        "all of these": _disguised,
+        _ALL_DISGUISES: _disguised,
+        **widened,
     }
     attacks = []
     for name, run in functions.items():
         pruned = Attack(
             f"{name}, then 50 % pruned", "same function", _changed_by(prune_weights, fraction=0.5), after=name
         )
-        attacks += [Attack(name, "same function", run), pruned, _then_tuned(name, "same function")]
+        attacks += [Attack(name, "same function", run), pruned]
+        # What idle units are trained to is no question, and eight times the width takes up to 64 times as long.
+        attacks += [] if name in widened else [_then_tuned(name, "same function")]
     return attacks
 
 
 def _disguised(model: keras.Model, thief: Thief) -> keras.Model:
-    for step in (permute_units, rescale_units, split_units, clone_units, add_idle_units, add_cancelling_units):
-        model = step(model, thief.seed)
-    return rename_layers(model, thief.seed)
+    steps = (
+        permute_units,
+        rescale_units,
+        split_units,
+        clone_units,
+        add_idle_units,
+        add_cancelling_units,
+        rename_layers,
+    )
+    # Units that two steps add must not be the same ones.
+    seeds = np.random.SeedSequence(thief.seed).generate_state(len(steps)).tolist()
+    for step, seed in zip(steps, seeds, strict=True):
+        model = step(model, seed)
+    return model
+
+
+def _widened(model: keras.Model, thief: Thief, times: int) -> keras.Model:
+    """Of the marked layers alone: there it hides the most for what it costs."""
+    makers = {_kernels_from(model, layer)[0] for layer in thief.carriers}
+    halves = {f"{maker}/{half}" for maker in makers for half in ("forward", "backward")}
+    return add_idle_units(model, thief.seed, times - 1, makers | halves)
+
+
+def _also_disguised(attacks: Sequence[Attack]) -> list[Attack]:
+    """Each, and what it leaves under all disguises, which cost a thief nothing: a damaged mark whose place is lost too."""
+    return [
+        each
+        for attack in attacks
+        for each in (
+            attack,
+            dataclasses.replace(attack, name=f"{attack.name}, then disguised", run=_disguised, after=attack.name),
+        )
+    ]
 
 
 def _inputs() -> list[Attack]:
@@ -431,9 +507,10 @@ def _other_network(model: keras.Model) -> keras.Model:
 def _adaptive() -> list[Attack]:
     """Within a tenth of the task's own training."""
 
-    def moved(model: keras.Model, thief: Thief, distance: float) -> keras.Model:
+    def moved(model: keras.Model, thief: Thief, distance: float, falls: bool) -> keras.Model:
         layers = {layer: carrier.pooling for layer, carrier in thief.carriers.items()}
-        return move_class_means(model, thief.x, thief.y, thief.seed, layers, distance, recipe=thief.tenth)
+        recipe = dataclasses.replace(thief.tenth, falls=falls)
+        return move_class_means(model, thief.x, thief.y, thief.seed, layers, distance, recipe)
 
     def crowded(model: keras.Model, thief: Thief, relative_strength: float) -> keras.Model:
         return _overwritten_in_place(model, thief, relative_strength, thief.tenth.epochs, times_the_bits=2)
@@ -443,8 +520,11 @@ def _adaptive() -> list[Attack]:
         return fine_tune(model, thief.x, thief.y, thief.seed, thief.tenth, new_layers=tuple(dict.fromkeys(layers)))
 
     runs: dict[str, Callable[[keras.Model, Thief], keras.Model]] = {
-        f"class means moved by {distance:g}": functools.partial(moved, distance=distance)
-        for distance in (1.0, 2.0, 4.0, 8.0)
+        f"class means moved by {distance:g}" + " at a falling rate" * falls: functools.partial(
+            moved, distance=distance, falls=falls
+        )
+        for falls in (False, True)
+        for distance in (0.5, 1.0, 2.0, 4.0, 8.0)
     }
     for share in (1.0, 10.0):
         runs[f"overwritten with twice the bits, {share:g} x"] = functools.partial(crowded, relative_strength=share)
