@@ -14,13 +14,13 @@ class Attacks:
         pruned_fractions: Of the weights, the smallest, with no retraining.
         fine_tuning_epochs: On the task's loss alone, on all training data, with a fresh optimizer at a tenth of the first
             learning rate, constant.
-        overwriting_epochs: The owner's training again, from the released model, with as many other triggers in its batches; 0: none.
+        overwrites: Whether the owner's whole training is done again, from the released model, with as many other triggers in its batches.
         changes_inputs: Whether the images are changed on their way to the model.
     """
 
     pruned_fractions: tuple[float, ...] = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999)
     fine_tuning_epochs: int = 10
-    overwriting_epochs: int = 0
+    overwrites: bool = False
     changes_inputs: bool = False
 
 
@@ -46,7 +46,7 @@ def attacked(row: dict[str, Any], program: Any, settings: Any, attacks: Attacks)
         "pruned": ([str(fraction) for fraction in attacks.pruned_fractions], _pruned),
         "changed_inputs": (list(INPUT_CHANGES) if attacks.changes_inputs else None, _with_changed_inputs),
         "fine_tuned": (attacks.fine_tuning_epochs, _fine_tuned),
-        "overwritten": (attacks.overwriting_epochs or None, _overwritten),
+        "overwritten": (settings.epochs if attacks.overwrites else None, _overwritten),
     }
     run = None
     for name, (what, attack) in wanted.items():

@@ -53,8 +53,7 @@ NETWORK = Network(
             },
             twins_of="default",
         ),
-        # Overwritten with the owner's own effort.
-        "triggers": triggers(range(3), dataclasses.replace(OF_TRIGGERS, fine_tuning_epochs=50, overwriting_epochs=20)),
+        "triggers": triggers(range(3), dataclasses.replace(OF_TRIGGERS, fine_tuning_epochs=50, overwrites=True)),
         "families": families(("noise", "blends", "low_density"), 5000, OF_TRIGGERS),
     },
 )

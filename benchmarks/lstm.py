@@ -37,11 +37,7 @@ NETWORK = Network(
             suite={"suite": "brief", "only": without(), "fine_tuning_epochs": "10,20", "overwriting_epochs": "10"},
             twins_of="default",
         ),
-        # Overwritten with the owner's own effort.
-        "triggers": triggers(
-            range(3),
-            dataclasses.replace(OF_TRIGGERS, fine_tuning_epochs=10, overwriting_epochs=2, changes_inputs=False),
-        ),
+        "triggers": triggers(range(3), dataclasses.replace(OF_TRIGGERS, overwrites=True, changes_inputs=False)),
         "families": families(("tokens", "noise"), 2500, dataclasses.replace(OF_TRIGGERS, changes_inputs=False)),
     },
 )

@@ -87,8 +87,7 @@ NETWORK = Network(
         ),
         # All attacks, on models that disguised copies can be told from; `benchmarks.populations` has the unrelated ones.
         "suite": Study(range(3), (FOR_SUITES | {"unmarked_epochs": 5},), suite={"suite": "full"}, unrelated="unmarked"),
-        # Overwritten with the owner's own effort.
-        "triggers": triggers(range(5), dataclasses.replace(OF_TRIGGERS, fine_tuning_epochs=50, overwriting_epochs=20)),
+        "triggers": triggers(range(5), dataclasses.replace(OF_TRIGGERS, fine_tuning_epochs=50, overwrites=True)),
         "families": families(("noise", "blends", "low_density"), 5000, OF_TRIGGERS),
     },
 )

@@ -26,6 +26,7 @@ class Study:
         seeds: Fixed before any of them was run.
         settings: What differs from the program's defaults; a run for each and every seed.
         attacks: What the released models go through; nothing by default.
+        num_attacked: How many of the settings, from the first on, have their models go through that; all by default.
         suite: Flags of `scripts.attack`, for the suite that they go through beside that; none by default. A thief has the seed of the
             run, the same for all settings, so that these can be compared in pairs.
         later_suite: The same for the seeds after the first, where these need less; as the first by default.
@@ -40,6 +41,7 @@ class Study:
     seeds: range
     settings: tuple[dict[str, Any], ...] = ({},)
     attacks: Attacks | None = None
+    num_attacked: int | None = None
     suite: Mapping[str, Any] | None = None
     later_suite: Mapping[str, Any] | None = None
     unrelated: str | None = None
@@ -90,13 +92,14 @@ def search(shared: dict[str, Any], *settings: dict[str, Any], name: str = "searc
 
 
 def triggers(seeds: range, attacks: Attacks) -> Study:
-    """The study "triggers": alone, and beside the mark in the layers.
+    """The study "triggers": alone, where they are attacked, and beside the mark in the layers, where suites attack them.
 
     Args:
         seeds: As of the study "default", which has the twins.
         attacks: What the released models go through.
     """
-    return Study(seeds, ({"num_triggers": 100, "carriers": ""}, {"num_triggers": 100}), attacks, twins_of="default")
+    settings = ({"num_triggers": 100, "carriers": ""}, {"num_triggers": 100})
+    return Study(seeds, settings, attacks, num_attacked=1, twins_of="default")
 
 
 def families(names: Sequence[str], holdout: int, attacks: Attacks) -> Study:
@@ -217,7 +220,7 @@ def _run(network: Network, config: Config, number: int, seed: int) -> dict[str, 
     else:
         row = _row(program.run(settings))
         write_json(path, row)
-    if study.attacks:
+    if study.attacks and number < (study.num_attacked or len(study.settings)):
         for part in attacked(row, program, settings, study.attacks):
             row |= part
             write_json(path, row)

@@ -45,9 +45,9 @@ def accuracy_table(results: dict[str, Result], study: str) -> str:
 
 
 def robustness_table(results: dict[str, Result], study: str) -> str:
-    """One row an attack; means over the seeds, and the worst seed's p-value, of triggers alone and beside a mark in the layers."""
+    """One row an attack; means over the seeds, and the worst seed's p-value, of the models that were attacked."""
     result = results[study]
-    ways = _ways(result)
+    ways = {title: runs for title, runs in _ways(result).items() if "pruned" in runs[0]}
     first = result["rows"][0]
     attacks = {f"{100 * float(fraction):g} % pruned": ("pruned", fraction) for fraction in first["pruned"]}
     attacks[f"{first['fine_tuned']['epochs']} epochs of fine-tuning"] = ("fine_tuned", None)

@@ -36,8 +36,7 @@ NETWORK = Network(
             suite={"suite": "brief", "only": without(), "fine_tuning_epochs": "10,20", "overwriting_epochs": "10"},
             twins_of="default",
         ),
-        # Overwritten with a third of the owner's effort.
-        "triggers": triggers(range(1), dataclasses.replace(OF_TRIGGERS, fine_tuning_epochs=10, overwriting_epochs=10)),
+        "triggers": triggers(range(1), dataclasses.replace(OF_TRIGGERS, overwrites=True)),
     },
 )
 

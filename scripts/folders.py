@@ -47,7 +47,7 @@ def claim(folder: pathlib.Path, config: Any, program: str, num_parameters: int) 
     Raises:
         ValueError: If it holds something else, or the disk is too full. Nothing is written then.
     """
-    # Two models, a third where marking starts from one, and a checkpoint with two slots of an optimizer that is written beside the last one.
+    # Two models, a third where marking starts from one, and a checkpoint with two slots of an optimizer, written beside the last one.
     num_models = 3 if config.unmarked_epochs or config.fine_tune_epochs else 2
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     needed, free = 4 * num_parameters * (num_models + 2 * 3), shutil.disk_usage(existing).free

@@ -448,7 +448,7 @@ def test_a_study_of_answers_attacks_the_triggers(tmp_path, monkeypatch):
     monkeypatch.setattr("scripts.training._verify_in_fresh_process", verified_here)
     monkeypatch.setattr(suites, "INPUT_CHANGES", {"none": lambda x, _: x, "all": lambda x, _: 0 * x})
     setting = {"dataset": "synthetic", "epochs": 4, "num_triggers": 20, "num_triggers_per_batch": 16, "batch_size": 64}
-    attacks = Attacks((0.0, 1.0), fine_tuning_epochs=1, overwriting_epochs=4, changes_inputs=True)
+    attacks = Attacks((0.0, 1.0), fine_tuning_epochs=1, overwrites=True, changes_inputs=True)
     study = studies.Study(range(5, 6), (setting, setting | {"carriers": ""}), attacks, twins_of="triggers")
     network = studies.Network("made_up", "scripts.train_mnist_mlp", {"triggers": study})
     config = studies.Config("triggers", runs_dir=str(tmp_path / "runs"), results_dir=str(tmp_path / "results"))
@@ -475,6 +475,24 @@ def test_a_study_of_answers_attacks_the_triggers(tmp_path, monkeypatch):
     monkeypatch.setattr("scripts.fitting.fit_classifier", lambda *args, **kwargs: pytest.fail("trained again"))
     studies.run(network, config)
     assert (tmp_path / "results" / "made_up_triggers.json").read_bytes() == before
+
+
+def test_models_of_the_first_settings_alone_are_attacked(network, tmp_path, monkeypatch):
+    study = dataclasses.replace(network.studies["both"], num_attacked=1)
+    network = dataclasses.replace(network, studies={"both": study})
+    (setting, other) = study.settings
+    program = importlib.import_module(network.program)
+    for number, each in enumerate((setting, other)):
+        folder = tmp_path / "runs" / "made_up" / "both" / f"5_{number}"
+        folder.mkdir(parents=True)
+        row = {"settings": result_settings(program.Config(output_dir="", seed=5, **each)), "data": "x"}
+        row |= {"date": "2026-01-01", "hardware": "machine", "versions": {}}
+        (folder / "row.json").write_text(json.dumps(row))
+    monkeypatch.setattr(studies, "_twin", str)
+    monkeypatch.setattr(studies, "attacked", lambda *args: iter([{"pruned": {}}]))
+    config = studies.Config("both", runs_dir=str(tmp_path / "runs"), results_dir=str(tmp_path / "results"))
+    first, second = studies.run(network, config)["rows"]
+    assert "pruned" in first and "pruned" not in second
 
 
 def test_a_result_tells_the_circumstances_of_its_runs(network, tmp_path, monkeypatch):
