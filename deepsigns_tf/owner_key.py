@@ -178,6 +178,11 @@ class OwnerKey:
         return sum(carrier.num_bits for carrier in self.carriers)
 
     @property
+    def num_tests(self) -> int:
+        """Tests that a claim may rest on: 2 for a key of weights and answers, whose owner may show either and pays for both; else 1."""
+        return 2 if self.carriers and self.triggers is not None else 1
+
+    @property
     def classes(self) -> list[int]:
         """The classes of all carriers, sorted, each once."""
         return sorted({label for carrier in self.carriers for label in carrier.classes})

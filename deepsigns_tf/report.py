@@ -328,6 +328,8 @@ def _corrections(verdict: Verdict | TriggerVerdict) -> str:
         factors.append(f"by {verdict.num_assignments} for the places in which the mark was looked for")
     if verdict.opened is not None:
         factors.append(f"by {verdict.seed_factor} for the keys that the owner had committed to, this one included")
+    if verdict.num_tests == 2:
+        factors.append("by 2, for the key can claim by weights and by answers")
     if not factors:
         return "none are needed: the questions were fixed, and all that were asked count"
     return f"p was multiplied {' and '.join(factors)}"

@@ -45,6 +45,7 @@ class TriggerVerdict(Decision):
         committed: Whether a commitment to this key was shown that is older than the suspect (`verification.grounds_of`).
         assumptions: What the p-value rests on, in words.
         opened: What the owner's signed statements say about the key; None where no evidence was given.
+        num_tests: Tests that a claim with this key may rest on, `OwnerKey.num_tests`; p was multiplied by it.
         num_triggers: K, triggers of the key.
         num_asked: How many were asked for: all, unless the claim was proved before, or the questions ended early.
         num_answered: How many of them were answered.
@@ -80,11 +81,7 @@ class TriggerVerdict(Decision):
             f"  labels matched  {self.num_matches} of {self.num_asked} asked for, of {self.num_triggers} triggers; "
             f"{self.num_asked - self.num_answered} without an answer",
             f"  by chance       {self.null}",
-            *(
-                []
-                if self.opened is None
-                else [f"  correction      x {self.seed_factor} for commitment {self.opened.num_seeds}"]
-            ),
+            *([f"  correction      {', '.join(self._corrections)}"] if self._corrections else []),
         ]
         return self._in_words(findings, "answers")
 
@@ -156,7 +153,7 @@ def verify_predictions(
     else:
         assert triggers.num_drawn is not None
         log10_p = binomial_log10_tail(num_matches, triggers.num_drawn, triggers.num_classes)
-        log10_alpha = owner_key.decision.log10_alpha(committed) - math.log10(seed_factor(opened))
+        log10_alpha = owner_key.decision.log10_alpha(committed) - math.log10(seed_factor(opened) * owner_key.num_tests)
         errors = triggers.allowed_errors(log10_alpha)
         null = (
             f"{'' if _all_drawn(triggers) else 'at most '}Binomial({triggers.num_drawn}, 1/{triggers.num_classes}); "
@@ -378,7 +375,7 @@ def _verdict(
 ) -> TriggerVerdict:
     triggers = owner_key.derived_triggers
     log10_alpha = owner_key.decision.log10_alpha(committed)
-    log10_p = corrected_log10_p(log10_p, seed_factor(opened))
+    log10_p = corrected_log10_p(log10_p, seed_factor(opened) * owner_key.num_tests)
     return TriggerVerdict(
         owner=owner_key.owner,
         marked=log10_p <= log10_alpha,
@@ -388,6 +385,7 @@ def _verdict(
         committed=committed,
         assumptions=_assumptions(triggers, committed, log10_alpha, opened),
         opened=opened,
+        num_tests=owner_key.num_tests,
         num_triggers=triggers.num_examples,
         num_asked=len(answers),
         num_answered=int(np.count_nonzero(answers != NO_ANSWER)),
