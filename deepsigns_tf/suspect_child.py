@@ -40,7 +40,7 @@ def main(plan: str, refusals: str) -> None:
     planned = json.loads(plan)
     pipe = _own_pipe()
     # Python would look for a folder by writing into it, and no file may grow here.
-    tempfile.tempdir = os.getcwd()
+    tempfile.tempdir = os.environ["TMPDIR"]
     # Before anything of the file is touched: afterwards nothing that this process says is sure.
     pipe.send({"refusals": json.loads(refusals)})
     try:
