@@ -39,7 +39,7 @@ def claims_table(results: dict[str, Result]) -> str:
         ]
         for row in result["rows"]
     ]
-    header = ["claimant", "log10 p where nobody asks for a date", "judge", "because", "the owner, beside them"]
+    header = ["claimant", "log10 p without the defences", "judge", "because", "the owner, beside them"]
     return markdown_table(header, rows) + "\n\n" + circumstances(result)
 
 
