@@ -33,12 +33,11 @@ from deepsigns_tf.activations import Inputs
 from deepsigns_tf.responses import Place, Responses, Role
 from deepsigns_tf.suspect_files import LookedAt, SuspectLimits, look_at_file, refuse, shown
 from deepsigns_tf.suspect_jail import REFUSALS
-from deepsigns_tf.suspect_pipe import Pipe, TalkError
+from deepsigns_tf.suspect_pipe import MAX_TEXT, Pipe, TalkError
 
 _MIN_KERAS = (3, 15)
 _NUM_FILES = 256
 _MAX_LAYERS = 100_000
-_MAX_TEXT = 2000
 # What a kernel may not give, as `suspect_jail.main` tells.
 _REFUSABLE = ("user", "network", "files", "rights")
 # The package without what it imports: the child looks at the weights before any framework starts, and imports from nowhere else.
@@ -393,7 +392,7 @@ def _named(inputs: Inputs) -> tuple[list[str], list[np.ndarray]]:
 def _text(value: object) -> str:
     """Words of the process, in ASCII that can be shown."""
     return (
-        "".join(each if each.isprintable() else " " for each in str(value)[:_MAX_TEXT])
+        "".join(each if each.isprintable() else " " for each in str(value)[:MAX_TEXT])
         .encode("ascii", "replace")
         .decode()
     )
@@ -424,7 +423,7 @@ def _inputs_and_layers(loaded: Any) -> tuple[dict[str, tuple[int | None, ...]], 
 
 
 def _is_path(value: Any) -> bool:
-    return isinstance(value, str) and value.isprintable() and len(value) <= _MAX_TEXT
+    return isinstance(value, str) and value.isprintable() and len(value) <= MAX_TEXT
 
 
 def _is_shape(value: Any) -> bool:

@@ -220,8 +220,10 @@ def test_the_program_reports_on_a_claim_with_all_controls(tmp_path):
         ("the suspect, inputs that were not trained on", True, True),
         ("unmarked model unmarked.keras", False, False),
     ]
-    # A wrong key is held to the owner's own level.
-    assert {each["verdict"]["log10_alpha"] for each in value["controls"]} == {-6.0}
+    # What is expected otherwise is read otherwise in nothing: the owner's own level, places and corrections.
+    for name in ("log10_alpha", "num_assignments", "seed_factor", "committed"):
+        assert {each["verdict"][name] for each in value["controls"][:3]} == {value["verdict"][name]}
+    assert (value["verdict"]["log10_alpha"], value["verdict"]["num_assignments"]) == (-6.0, 1)
     whats = [each["what"] for each in value["timeline"]]
     assert whats == [
         "Statement 1: the owner committed to the key",
