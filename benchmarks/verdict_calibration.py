@@ -74,10 +74,11 @@ class LookedUp:
     def __init__(self, folder: pathlib.Path) -> None:
         self.file_digest = (folder / "digest").read_text() if (folder / "digest").exists() else None
         self.answers = np.load(folder / "answers.npy")
-        paths = sorted((folder / "outputs").iterdir())
-        # Copies of one output (a dropout layer) are one array, and looked up once.
-        arrays = {path.resolve(): np.load(path, mmap_mode="r") for path in paths if not path.is_symlink()}
-        self._outputs = {Place(path.stem.replace("|", "/"), 0): arrays[path.resolve()] for path in paths}
+        self._num_outputs = int((folder / "num_outputs").read_text())
+        self._outputs = {
+            Place(path.stem.replace("|", "/"), 0): np.load(path, mmap_mode="r")
+            for path in sorted((folder / "outputs").iterdir())
+        }
         self._last: tuple[Any, Any, list[Responses]] = (None, None, [])
 
     def input_shapes(self) -> dict[str, tuple[int | None, ...]]:
@@ -94,29 +95,27 @@ class LookedUp:
             found = []
             for role, heard in zip(roles, self.features(inputs, roles), strict=True):
                 means = {
-                    id(each): np.stack([each[labels == label].mean(axis=0, dtype=np.float64) for label in role.classes])
-                    for each in {id(each): each for each in heard.arrays.values()}.values()
+                    place: np.stack([each[labels == label].mean(axis=0, dtype=np.float64) for label in role.classes])
+                    for place, each in heard.arrays.items()
                 }
-                found.append(
-                    Responses({place: means[id(each)] for place, each in heard.arrays.items()}, heard.num_admissible)
-                )
+                found.append(Responses(means, heard.num_admissible))
             self._last = (inputs, roles, found)
         return self._last[2]
 
     def features(self, inputs: Inputs, roles: Sequence[Role]) -> list[Responses]:
-        """Features, one entry for each role."""
+        """Features, one entry for each role; of copies of one output, which read the same, one, while all are counted."""
         rows = np.asarray(inputs)[:, 0]
-        found = []
-        for role in roles:
-            wide = {place: each for place, each in self._outputs.items() if each.shape[1] > role.bits_per_class}
-            fitting = {
-                place: each for place, each in wide.items() if role.least_units <= each.shape[1] <= role.most_units
-            }
-            chosen = {
-                id(each): np.asarray(each[rows]) for each in {id(each): each for each in fitting.values()}.values()
-            }
-            found.append(Responses({place: chosen[id(each)] for place, each in fitting.items()}, len(wide)))
-        return found
+        return [
+            Responses(
+                {
+                    place: np.asarray(each[rows])
+                    for place, each in self._outputs.items()
+                    if role.least_units <= each.shape[1] <= role.most_units
+                },
+                self._num_outputs,
+            )
+            for role in roles
+        ]
 
 
 def run(config: Config) -> dict[str, Any]:
@@ -192,15 +191,13 @@ def record(model: Any, inputs: np.ndarray, folder: pathlib.Path, saved: bool) ->
         (unfinished / "digest").write_text(file_digest(unfinished / "model.keras"))
     np.save(unfinished / "answers.npy", model.predict(inputs, batch_size=1000, verbose=0).argmax(axis=1))
     (heard,) = LocalModel(model, 1000).features(inputs, [_EVERY_OUTPUT])
-    written: dict[str, np.ndarray] = {}
+    (unfinished / "num_outputs").write_text(str(len(heard.arrays)))
+    written: list[np.ndarray] = []
     for place, features in heard.arrays.items():
-        name = f"{place.path.replace('/', '|')}.npy"
-        same = [other for other, array in written.items() if np.array_equal(array, features)]
-        if same:
-            (unfinished / "outputs" / name).symlink_to(same[0])
-        else:
-            np.save(unfinished / "outputs" / name, features)
-            written[name] = features
+        # A dropout layer's is a copy of the one before.
+        if not any(np.array_equal(features, other) for other in written):
+            np.save(unfinished / "outputs" / f"{place.path.replace('/', '|')}.npy", features)
+            written.append(features)
     os.rename(unfinished, folder)
 
 
