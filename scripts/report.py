@@ -180,7 +180,7 @@ def _attacks_in(path: str) -> "tuple[list[AttackOutcome], dict[str, str]]":
         result = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
         outcomes = [AttackOutcome(row["attack"], row["survived"], row.get("accuracy")) for row in result["rows"]]
         tried = {"attacks tried": f"{result['command']}, {result['date']}, {result['hardware']}"}
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             "This is no result of attacks. Expected the attacks.json that `scripts.attack` writes. "
             f"Received: {path}, {type(error).__name__}: {error}"

@@ -89,6 +89,20 @@ def test_the_page_says_the_verdict_first_and_in_plain_words(report):
     assert page.texts["dd"] == [fixed, "p was multiplied by 1 for the places in which the mark was looked for"]
 
 
+def test_a_page_that_names_the_marked_layer_says_for_whom_it_is(report, blobs):
+    key = ds.OwnerKey.generate("ACME Vision").with_triggers("noise", 100, 10, blobs[0])
+    by_answers = Report(ds.verify_predictions(key.triggers.labels, key), "their server")
+    for each, named in ((report, True), (by_answers, False)):
+        texts = Page(each.to_html()).texts["p"]
+        assert any("it is for the judge and the parties" in text for text in texts) == named
+
+
+@pytest.mark.parametrize("accuracy", ["1", 1.5, -1, [1]])
+def test_an_accuracy_that_is_none_is_refused(accuracy):
+    with pytest.raises(ValueError, match=r"`accuracy`\. Expected a number in \[0, 1\] or None\. Received: accuracy="):
+        AttackOutcome("prune", "yes", accuracy)
+
+
 def test_attacks_that_removed_the_mark_come_first(report):
     page = Page(report.to_html())
     assert "Of 2 attacks on the marked model, 1 removed the mark and left the model useful." in page.texts["p"]
