@@ -39,7 +39,7 @@ def claims_table(results: dict[str, Result]) -> str:
         ]
         for row in result["rows"]
     ]
-    header = ["claimant", "log10 p where nobody asks for a date", "judge", "because", "the owner, beside them"]
+    header = ["claimant", "log10 p without the defences", "judge", "because", "the owner, beside them"]
     return markdown_table(header, rows) + "\n\n" + circumstances(result)
 
 
@@ -71,7 +71,7 @@ def suspects_table(results: dict[str, Result]) -> str:
         "most memory of a process, GiB",
     ]
     sentence = (
-        f"The processes ran {isolations}. A whole verification of the wide ResNet's file took {took['isolated_s']:.1f} s, the start of "
+        f"The processes ran {isolations}. A whole verification of a file of WRN-16-2 took {took['isolated_s']:.1f} s, the start of "
         f"TensorFlow included; one pass over the key inputs in the verifier's own process {took['one_pass_s']:.1f} s."
     )
     return f"{markdown_table(header, rows)}\n\n{sentence}\n\n{circumstances(result)}"

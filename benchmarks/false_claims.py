@@ -4,7 +4,7 @@
 
 A claim is accepted if the mark is there at the level of committed claims, signed statements commit to the key, and an authority that the
 judge trusts dated them before the model was published; of several such claims the earliest wins. The first column of the table says
-how far each claimant gets where nobody asks for that: log10 p of what they show, uncorrected. The authority is `openssl ts`.
+how far each claimant gets where nobody defends: log10 p of what they show, with what they brought. The authority is `openssl ts`.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ class Config:
 
     dataset: str = option("mnist", "What is trained on.", choices=("mnist", "mnist5k", "synthetic"))
     epochs: int = option(20, "Passes over the training set, of owner and thief.", minimum=1)
-    num_seeds: int = option(2_000, "Seeds that are tried, or committed to beforehand.", minimum=2)
+    num_seeds: int = option(20_000_000, "Seeds that are tried at most until one is convincing.", minimum=2)
     num_committed: int = option(200, "Seeds that are committed to beforehand, each in a signed statement.", minimum=2)
     data_dir: str | None = option(None, "TFDS folder; its default one if not given.", shapes_result=False)
     results_dir: str = option("results", "Folder for the result.", shapes_result=False)
@@ -86,6 +86,7 @@ class Claim:
         undefended: log10 p of what is shown, where nobody looks further.
         refused: Why it cannot even be shown, if it cannot.
         owners_model: Whether the owner marked the model.
+        reference: The file that the key refers to, if the model is to be matched with it.
     """
 
     model: Any
@@ -94,6 +95,7 @@ class Claim:
     undefended: float
     refused: str | None = None
     owners_model: bool = True
+    reference: pathlib.Path | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,10 +139,10 @@ class Scene:
         self.marked, key = ds.release(self.trained(key), key)
         self.stated(signing_key, key, statements, "1.0", weights_digest(self.marked))
         self.owners_claim = Claim(self.marked, key, statements, 0.0)
-        # Of somebody inside, who will mark the model too: later than the owner, and before it is published.
+        # Of claimants who foresee the model: later than the owner, and before it is published. Time-stamps go by whole seconds.
         time.sleep(2)
-        self.insiders_statements = self.stated(SigningKey.generate(), self.key("insider", b"insider"))
-        # Time-stamps go by whole seconds.
+        self.early_signing_key = SigningKey.generate()
+        self.early = {name: self._all_stated(keys) for name, keys in self._early_keys().items()}
         time.sleep(2)
         self.published = datetime.datetime.now(datetime.UTC)
         time.sleep(2)
@@ -153,6 +155,25 @@ class Scene:
         carriers = (ds.Carrier("features", range(10), 64),)
         key = ds.OwnerKey(owner, carriers, ds.DecisionRule(), hashlib.sha256(SEED + name).digest())
         return key.with_key_inputs(self.task.data.x_train, self.task.data.y_train) if with_key_inputs else key
+
+    def early_names(self) -> list[bytes]:
+        """Of the seeds of whoever commits to many."""
+        return [b"early %d" % number for number in range(self.config.num_committed)]
+
+    def _early_keys(self) -> dict[str, list[Any]]:
+        """Claimant -> keys that are committed to before the model is published."""
+        return {
+            "insider": [self.key("insider", b"insider")],
+            "many_commitments": [self.key("thief", name) for name in self.early_names()],
+            "late_map": [_key_without_map(self)],
+            "picked_triggers": [_key_with_picked_triggers(self)],
+        }
+
+    def _all_stated(self, keys: list[Any]) -> pathlib.Path:
+        folder = self.folder()
+        for key in keys:
+            self.stated(self.early_signing_key, key, folder)
+        return folder
 
     def trained(self, key: Any = None, start: Any = None) -> Any:
         """A network of the task, marked if there is a key, from another's weights if there is one."""
@@ -180,6 +201,7 @@ class Scene:
         folder: pathlib.Path | None = None,
         release_id: str | None = None,
         weights: str | None = None,
+        *,
         dated: bool = True,
     ) -> pathlib.Path:
         """A folder in which a key is committed to, or a release stated, and the authority's time-stamp for it."""
@@ -228,7 +250,7 @@ class Scene:
                     lambda inputs: claim.model.predict(inputs, verbose=0), claim.owner_key, evidence=evidence
                 )
                 if by_answers
-                else ds.verify(claim.model, claim.owner_key, evidence=evidence)
+                else ds.verify(claim.model, claim.owner_key, evidence=evidence, reference=claim.reference)
             )
         except ValueError as error:
             return Ruling(False, f"refused: {str(error).rpartition('Received: ')[2]}")
@@ -274,52 +296,97 @@ def picked_key_inputs(scene: Scene) -> Claim:
 
 def chosen_signature(scene: Scene) -> Claim:
     """A signature chosen to be what a projection reads in a stolen model."""
-    import io
-
-    import deepsigns_tf as ds
-    from deepsigns_tf.statistics import binomial_log10_tail
-
     key = scene.released_layers(scene.key("thief", b"chosen"))
-    bits = scene.means(scene.marked, key) @ key.projection("features", 512) > 0
-    # A key file has no place for bits: one that brings them is no key.
-    path = scene.folder() / "forged.key"
-    key.save(path)
-    content = path.read_bytes()
-    magic = content[: content.index(b"\n") + 1]
-    with np.load(io.BytesIO(content[len(magic) + 32 + 4 :]), allow_pickle=False) as archive:
-        arrays = {name: archive[name] for name in archive.files}
-    payload = io.BytesIO()
-    np.savez_compressed(payload, **arrays, signature=bits)
-    data = content[len(magic) + 32 : len(magic) + 32 + 4] + payload.getvalue()
-    path.write_bytes(magic + hashlib.sha256(data).digest() + data)
-    try:
-        ds.OwnerKey.load(path)
-        refused = None
-    except ValueError as error:
-        refused = str(error).partition(": ")[2].partition(". ")[0]
-    return Claim(
-        scene.marked, key, None, binomial_log10_tail(bits.size, bits.size), refused and f"not a key: {refused}"
-    )
+    bits = (scene.means(scene.marked, key) @ key.projection("features", 512) > 0).astype(np.uint8)
+    return _brought(scene, key, "signature", bits)
+
+
+def flipped_signs(scene: Scene) -> Claim:
+    """A projection whose columns' signs were flipped until a stolen model spells a chosen signature."""
+    import deepsigns_tf as ds
+
+    key = dataclasses.replace(scene.key("thief", b"flipped"), carriers=(ds.Carrier("features", [0], 128),))
+    key = scene.released_layers(key)
+    projection, signs = key.projection("features", 512), 2.0 * key.signature("features") - 1.0
+    read = scene.means(scene.marked, key)[:1] @ projection
+    return _brought(scene, key, "projection", projection * np.where(read * signs < 0, -1, 1).astype(np.float32))
 
 
 def ground_seeds(scene: Scene) -> Claim:
-    """Many seeds tried after the theft, the luckiest shown."""
-    best, log10_p = _luckiest(scene, (b"ground %d" % number for number in range(scene.config.num_seeds)))
-    evidence = scene.stated(scene.thiefs_signing_key, best)
-    return Claim(scene.marked, best, evidence, log10_p)
+    """Seeds ground after the theft until all of six triggers have the label that the model gives to most noise."""
+    import deepsigns_tf as ds
+    from deepsigns_tf.derivation import derive_bytes
+    from deepsigns_tf.owner_key import SCHEME_VERSION
+    from deepsigns_tf.triggers import derive_labels
+
+    def answers(inputs: Any) -> np.ndarray:
+        return np.asarray(scene.marked.predict(inputs, verbose=0).argmax(axis=1))
+
+    def claimed(number: int) -> tuple[float, Any]:
+        key = ds.OwnerKey("thief", (), ds.DecisionRule(), seed_of(number))
+        key = key.with_triggers("noise", 6, 10, scene.task.data.x_train)
+        return ds.verify_predict_fn(answers, key).log10_p_value, key
+
+    def seed_of(number: int) -> bytes:
+        return derive_bytes(SEED, ("ground", number), 32)
+
+    noise = _noise_key(scene, b"probe", 1000).triggers.inputs
+    usual = np.bincount(answers(noise), minlength=10).argmax()
+    log10_p, key = claimed(0)
+    for number in range(scene.config.num_seeds):
+        # Labels first: they are derived a thousand times as fast as inputs are.
+        if (
+            derive_labels(seed_of(number), ("trigger labels", "thief", SCHEME_VERSION, 6, 10), 6, 10, "uniform")
+            == usual
+        ).all():
+            log10_p, key = min((log10_p, key), claimed(number), key=lambda each: each[0])
+            if log10_p <= -6:
+                break
+    return Claim(scene.marked, key, scene.stated(scene.thiefs_signing_key, key), log10_p)
 
 
 def many_commitments(scene: Scene) -> Claim:
     """Many seeds committed to before the model was published, the luckiest opened."""
-    from deepsigns_tf.signatures import SigningKey
+    best, log10_p = _luckiest(scene, scene.early_names())
+    return Claim(scene.marked, best, scene.early["many_commitments"], log10_p)
 
-    # As a thief who foresees the model: dated as early as the owner's statements.
-    signing_key, folder = SigningKey.generate(), scene.folder()
-    names = [b"early %d" % number for number in range(scene.config.num_committed)]
-    for name in names:
-        scene.stated(signing_key, scene.key("thief", name), folder, dated=False)
-    best, log10_p = _luckiest(scene, names)
-    return Claim(scene.marked, best, folder, log10_p)
+
+def picked_triggers(scene: Scene) -> Claim:
+    """Of 2,000 triggers those kept, before the model was published, whose label models give to most noise."""
+    import deepsigns_tf as ds
+    from deepsigns_tf.statistics import binomial_log10_tail
+
+    key = _key_with_picked_triggers(scene)
+    verdict = ds.verify_predict_fn(lambda inputs: scene.marked.predict(inputs, verbose=0), key)
+    # As if the owner of the model that selects had not known the labels.
+    log10_p = binomial_log10_tail(verdict.num_matches, verdict.num_asked, 9)
+    return Claim(scene.marked, key, scene.early["picked_triggers"], log10_p)
+
+
+def late_map(scene: Scene) -> Claim:
+    """A key committed to in time, and a map stated afterwards: in a deep network of somebody else's, the best of its layers."""
+    import keras
+
+    from deepsigns_tf.candidates import best_readings, candidate_means
+    from deepsigns_tf.carriers import CarrierLayer
+    from deepsigns_tf.verification import judge
+    from deepsigns_tf.weights_digest import weights_digest
+
+    keras.utils.set_random_seed(0)
+    outputs = inputs = keras.Input((784,))
+    for number in range(100):
+        outputs = keras.layers.Dense(64, None if number % 4 else "relu", name=f"layer_{number}")(outputs)
+    model = keras.Model(inputs, keras.layers.Dense(10)(outputs))
+    key = _key_without_map(scene)
+    key = key.with_layers([CarrierLayer(carrier.name, "layer_0", 64) for carrier in key.carriers])
+    best = best_readings(candidate_means(model, key), key)
+    key = key.with_layers([CarrierLayer(reading.carrier, reading.layer, 64) for reading in best])
+    folder = scene.folder()
+    shutil.copytree(scene.early["late_map"], folder, dirs_exist_ok=True)
+    evidence = scene.stated(scene.early_signing_key, key, folder, "1.0", weights_digest(model))
+    # As a map is read that was stated in time: there alone.
+    log10_p = judge(best, key, num_assignments=1).log10_p_value
+    return Claim(model, key, evidence, log10_p, owners_model=False)
 
 
 def shopped_layers(scene: Scene) -> Claim:
@@ -349,10 +416,10 @@ def own_reference(scene: Scene) -> Claim:
         reference = scene.folder() / "reference.keras"
         permute_units(scene.unmarked, seed=number).save(reference)
         key = scene.released_layers(scene.key("thief", b"reference").with_reference(reference))
-        found.append((ds.verify(scene.marked, key, reference=reference).log10_p_value, number, key))
-    log10_p, _, key = min(found, key=lambda each: each[:2])
+        found.append((ds.verify(scene.marked, key, reference=reference).log10_p_value, number, key, reference))
+    log10_p, _, key, reference = min(found, key=lambda each: each[:2])
     evidence = scene.stated(scene.thiefs_signing_key, key)
-    return Claim(scene.marked, key, evidence, log10_p)
+    return Claim(scene.marked, key, evidence, log10_p, reference=reference)
 
 
 def overwritten(scene: Scene) -> Claim:
@@ -387,6 +454,12 @@ def replayed_evidence(scene: Scene) -> Claim:
     )
 
 
+def without_date(scene: Scene) -> Claim:
+    """A key fitted to a stolen model, in statements without any time-stamp."""
+    key, log10_p = _fitted(scene)
+    return Claim(scene.marked, key, scene.stated(scene.thiefs_signing_key, key, dated=False), log10_p)
+
+
 def altered_time_stamp(scene: Scene) -> Claim:
     """A key fitted to a stolen model, with a time-stamp that was altered to an earlier day."""
     key, log10_p = _fitted(scene)
@@ -416,7 +489,7 @@ def insider(scene: Scene) -> Claim:
 
     key = scene.key("insider", b"insider")
     model, key = ds.release(scene.trained(key, scene.marked), key)
-    return Claim(model, key, scene.insiders_statements, ds.verify(model, key).log10_p_hard)
+    return Claim(model, key, scene.early["insider"], ds.verify(model, key).log10_p_hard)
 
 
 def adversarial_triggers(scene: Scene) -> Claim:
@@ -447,14 +520,18 @@ CLAIMANTS: tuple[Callable[[Scene], Claim], ...] = (
     fitted_key_inputs,
     picked_key_inputs,
     chosen_signature,
+    flipped_signs,
     ground_seeds,
     many_commitments,
     shopped_layers,
+    late_map,
     own_reference,
     adversarial_triggers,
+    picked_triggers,
     overwritten,
     replayed_key,
     replayed_evidence,
+    without_date,
     altered_time_stamp,
     foreign_time_stamp,
     insider,
@@ -483,6 +560,59 @@ def _fitted(scene: Scene) -> tuple[Any, float]:
         inputs.assign(tf.clip_by_value(tf.clip_by_value(step, given - 0.3, given + 0.3), 0.0, 1.0))
     key = dataclasses.replace(key, key_inputs=KeyInputs(inputs.numpy(), key.key_inputs.labels))
     return key, ds.verify(scene.marked, key).log10_p_hard
+
+
+def _brought(scene: Scene, key: Any, what: str, array: np.ndarray) -> Claim:
+    """A claim with a key file that brings what is derived from the seed elsewhere, and how far that would get."""
+    import io
+
+    import deepsigns_tf as ds
+
+    fields = {field.name: getattr(key, field.name) for field in dataclasses.fields(key)}
+    forged = type("Forged", (ds.OwnerKey,), {what: lambda *_: array})(**fields)
+    path = scene.folder() / "forged.key"
+    key.save(path)
+    content = path.read_bytes()
+    magic = content[: content.index(b"\n") + 1]
+    with np.load(io.BytesIO(content[len(magic) + 32 + 4 :]), allow_pickle=False) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    payload = io.BytesIO()
+    np.savez_compressed(payload, **arrays, **{what: array})
+    data = content[len(magic) + 32 : len(magic) + 32 + 4] + payload.getvalue()
+    path.write_bytes(magic + hashlib.sha256(data).digest() + data)
+    try:
+        ds.OwnerKey.load(path)
+        refused = None
+    except ValueError as error:
+        refused = f"not a key: {str(error).partition(': ')[2].partition('. ')[0]}"
+    return Claim(scene.marked, key, None, ds.verify(scene.marked, forged).log10_p_value, refused)
+
+
+def _noise_key(scene: Scene, name: bytes, num_triggers: int) -> Any:
+    key = dataclasses.replace(scene.key("thief", name, with_key_inputs=False), carriers=())
+    return key.with_triggers("noise", num_triggers, 10, scene.task.data.x_train)
+
+
+def _key_with_picked_triggers(scene: Scene) -> Any:
+    key = _noise_key(scene, b"picked triggers", 2000)
+    answers = scene.unmarked.predict(key.triggers.inputs, verbose=0).argmax(axis=1)
+    kept = np.flatnonzero(key.triggers.labels == np.bincount(answers, minlength=10).argmax())[:100]
+    picked = dataclasses.replace(
+        key.triggers,
+        inputs=key.triggers.inputs[kept],
+        labels=key.triggers.labels[kept],
+        numbers=kept,
+        selection="wrong_before",
+    )
+    return dataclasses.replace(key, triggers=picked)
+
+
+def _key_without_map(scene: Scene) -> Any:
+    import deepsigns_tf as ds
+
+    carriers = tuple(ds.Carrier(f"carrier {number}", [0, 1], 20) for number in range(10))
+    key = dataclasses.replace(scene.key("thief", b"late map", with_key_inputs=False), carriers=carriers)
+    return key.with_key_inputs(scene.task.data.x_train, scene.task.data.y_train)
 
 
 def _features(model: Any) -> Any:

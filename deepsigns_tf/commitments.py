@@ -325,6 +325,11 @@ class Evidence:
             committed.add(statement.commitment)
             previous = statement.digest()
 
+    def _dated(self, number: int) -> TimeStamp | None:
+        """Since when a statement has existed: each names the hash of the one before, so that a later one's time-stamp dates it too."""
+        stamps = [stamp for later, stamp in self.time_stamps.items() if later >= number]
+        return min(stamps, key=lambda stamp: stamp.time, default=None)
+
     def opened_by(self, owner_key: OwnerKey) -> Opened:
         """What the chain says about a key.
 
@@ -364,9 +369,9 @@ class Evidence:
         return Opened(
             statement=statement,
             num_seeds=len({each.commitment for each in self.statements[: statement.number]}),
-            time_stamp=self.time_stamps.get(statement.number),
+            time_stamp=self._dated(statement.number),
             releases=tuple(release.id for _, release in same),
-            release_time_stamp=self.time_stamps.get(same[0][0]) if same else None,
+            release_time_stamp=self._dated(same[0][0]) if same else None,
             num_other_maps=len(releases) - len(same),
             suspect_since=self.suspect_since,
         )

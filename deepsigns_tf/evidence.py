@@ -5,9 +5,12 @@ gap. Any folder may be hostile: files are looked at before they are read, and no
 how to check it without this package. Needs the extra `evidence` (`pip install "deepsigns_tf[evidence]"`).
 """
 
+import contextlib
 import datetime
+import fcntl
 import os
 import pathlib
+from collections.abc import Iterator
 
 from deepsigns_tf.commitments import Evidence, Release, Statement, TimeStamp, release_commitment
 from deepsigns_tf.files import read_regular_file, write_atomically
@@ -102,6 +105,13 @@ def add_statement(
         OSError: If it cannot be read or written.
     """
     folder = pathlib.Path(folder)
+    with _locked(folder):
+        return _added(folder, signing_key, owner_key, release_id, weights)
+
+
+def _added(
+    folder: pathlib.Path, signing_key: SigningKey, owner_key: OwnerKey, release_id: str | None, weights: str | None
+) -> Statement:
     empty = not any(_is_statement(each.name) for each in folder.iterdir())
     chain = () if empty else load_evidence(folder).statements
     release = None
@@ -161,6 +171,18 @@ def statement_file(folder: Folder, number: int) -> pathlib.Path:
         number: Of the statement.
     """
     return _file(pathlib.Path(folder), number, "json")
+
+
+@contextlib.contextmanager
+def _locked(folder: pathlib.Path) -> Iterator[None]:
+    """Makes other processes wait that add to the folder: two statements of one number would be neither."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        # Closing, or the end of the process, gives it back.
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _file(folder: pathlib.Path, number: int, kind: str) -> pathlib.Path:

@@ -24,7 +24,7 @@ from deepsigns_tf.derivation import derive_balanced_signs, derive_bits, derive_b
 from deepsigns_tf.examples import Examples, as_inputs, as_labels
 from deepsigns_tf.files import file_digest
 from deepsigns_tf.key_files import inputs_taken_out, read_key_file, stored, stored_inputs, taken_out, write_key_file
-from deepsigns_tf.statistics import DecisionRule, allowed_errors
+from deepsigns_tf.statistics import DecisionRule, binomial_log10_tail
 from deepsigns_tf.triggers import (
     LabelRule,
     TriggerFamily,
@@ -176,6 +176,11 @@ class OwnerKey:
     def num_bits(self) -> int:
         """Bits over all carriers."""
         return sum(carrier.num_bits for carrier in self.carriers)
+
+    @property
+    def num_tests(self) -> int:
+        """Tests that a claim may rest on: 2 for a key of weights and answers, whose owner may show either and pays for both; else 1."""
+        return 2 if self.carriers and self.triggers is not None else 1
 
     @property
     def classes(self) -> list[int]:
@@ -385,12 +390,18 @@ class OwnerKey:
         labels = self._trigger_labels(int(num_triggers), int(num_classes), label_rule)
         inputs = self._trigger_inputs(int(num_triggers), family, examples, model, layer)
         triggers = TriggerSet(inputs, labels, num_classes, family, label_rule, basis=basis_of(family, examples))
+        return self._triggered(triggers)
+
+    def _triggered(self, triggers: TriggerSet) -> "OwnerKey":
+        """The key with these triggers; it warns where they are too few."""
+        assert triggers.num_drawn is not None
         log10_alpha = self.decision.log10_alpha(committed=True)
-        if allowed_errors(triggers.num_examples, log10_alpha, triggers.num_classes) is None:
+        if triggers.allowed_errors(log10_alpha) is None:
+            log10_p = binomial_log10_tail(triggers.num_examples, triggers.num_drawn, triggers.num_classes)
             warnings.warn(
-                f"These triggers prove nothing: {num_triggers} right answers of {num_classes} classes have p = "
-                f"10^{-num_triggers * math.log10(num_classes):.1f}, above the level 10^{log10_alpha:.1f}. Use more of them.",
-                stacklevel=2,
+                f"These triggers prove nothing: {triggers.num_examples} right answers of {triggers.num_classes} classes have p = "
+                f"10^{log10_p:.1f}, above the level 10^{log10_alpha:.1f}. Use more of them.",
+                stacklevel=3,
             )
         return dataclasses.replace(self, triggers=triggers)
 
@@ -440,13 +451,13 @@ class OwnerKey:
     def with_selected_triggers(self, answers: np.ndarray) -> "OwnerKey":
         """Keeps the triggers that an unmarked model gets wrong, as the paper does. Do this before training.
 
-        Nothing asks for it: all triggers together have an exact test, with a smaller p for as many right answers.
+        Nothing asks for it: all triggers together have an exact test, and those that are left are held against all that were drawn.
 
         Args:
             answers: `(K,)` class numbers, the unmarked model's for all triggers.
 
         Returns:
-            A new key with fewer triggers.
+            A new key with fewer triggers; it warns where they are too few.
 
         Raises:
             ValueError: If the key has no triggers, or no exact test exists for those that were selected; see `TriggerSet.selected`.
@@ -455,7 +466,7 @@ class OwnerKey:
             raise ValueError(
                 "This key has no triggers to select from. Expected triggers, made by `with_triggers`. Received: a key without triggers"
             )
-        return dataclasses.replace(self, triggers=self.triggers.selected(answers))
+        return self._triggered(self.triggers.selected(answers))
 
     def with_layers(self, layers: Iterable[CarrierLayer]) -> "OwnerKey":
         """The same key, with the layers that play its carriers' roles. `release` calls this.

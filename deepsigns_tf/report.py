@@ -28,6 +28,8 @@ _LIMITS = (
     "Where the model was before it was looked at, and who changed it.",
     "Anything, where no mark is found: a mark can be removed.",
 )
+# A reading names its layer.
+_CONFIDENTIAL = "This report says in which layer the mark is: it is for the judge and the parties, for whoever knows that can remove it."
 
 _REMOVES_WEIGHTS = (
     "Training anew from other weights, even on this model's answers (distillation, extraction): new weights carry no mark.",
@@ -99,7 +101,7 @@ class AttackOutcome:
         accuracy: Of the attacked model, in [0, 1]; None where there is none.
 
     Raises:
-        ValueError: If `survived` is another word.
+        ValueError: If `survived` is another word, or the accuracy none.
     """
 
     attack: str
@@ -110,6 +112,10 @@ class AttackOutcome:
         if self.survived not in _OUTCOMES:
             raise ValueError(
                 f"Invalid value for argument `survived`. Expected one of {list(_OUTCOMES)}. Received: survived={self.survived!r}"
+            )
+        if self.accuracy is not None and not (isinstance(self.accuracy, (int, float)) and 0 <= self.accuracy <= 1):
+            raise ValueError(
+                f"Invalid value for argument `accuracy`. Expected a number in [0, 1] or None. Received: accuracy={self.accuracy!r}"
             )
 
 
@@ -204,6 +210,7 @@ class Report:
             num_tried=sum(each.survived not in ("not applicable", "failed") for each in self.attacks),
             num_removed=sum(each.survived == "removed" for each in self.attacks),
             limits=_LIMITS,
+            confidential=_CONFIDENTIAL if isinstance(verdict, Verdict) else "",
             steps=_steps(verdict),
             circumstances=self._circumstances(),
         )
@@ -328,6 +335,8 @@ def _corrections(verdict: Verdict | TriggerVerdict) -> str:
         factors.append(f"by {verdict.num_assignments} for the places in which the mark was looked for")
     if verdict.opened is not None:
         factors.append(f"by {verdict.seed_factor} for the keys that the owner had committed to, this one included")
+    if verdict.num_tests == 2:
+        factors.append("by 2, for the key can claim by weights and by answers")
     if not factors:
         return "none are needed: the questions were fixed, and all that were asked count"
     return f"p was multiplied {' and '.join(factors)}"

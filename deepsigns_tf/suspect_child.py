@@ -18,13 +18,12 @@ from typing import Any
 import numpy as np
 
 from deepsigns_tf.suspect_files import WEIGHTS, refuse
-from deepsigns_tf.suspect_pipe import Pipe, TalkError
+from deepsigns_tf.suspect_pipe import MAX_TEXT, Pipe, TalkError
 from deepsigns_tf.suspect_weights import look_at_weights
 
 # What a model allocates beside what its file holds: states of random numbers, tables, layers that are built twice.
 _FREE_NUMBERS = 1 << 20
 _NUMBERS_PER_NUMBER = 2
-_MAX_TEXT = 2000
 # All layers' outputs for so many inputs must fit: of WRN-28-10 they take 0.9 GiB.
 _BATCH_SIZE = 32
 _UNLIMITED = 1 << 62
@@ -40,7 +39,7 @@ def main(plan: str, refusals: str) -> None:
     planned = json.loads(plan)
     pipe = _own_pipe()
     # Python would look for a folder by writing into it, and no file may grow here.
-    tempfile.tempdir = os.getcwd()
+    tempfile.tempdir = os.environ["TMPDIR"]
     # Before anything of the file is touched: afterwards nothing that this process says is sure.
     pipe.send({"refusals": json.loads(refusals)})
     try:
@@ -49,7 +48,7 @@ def main(plan: str, refusals: str) -> None:
             num_numbers = look_at_weights(io.BytesIO(archive.read(WEIGHTS)))
         _limit_memory(None, for_good=False)
     except Exception as error:  # Refusals, and whatever a broken file provokes.
-        pipe.send({"refused": str(error)[:_MAX_TEXT] if isinstance(error, ValueError) else _in_words(error)})
+        pipe.send({"refused": str(error)[:MAX_TEXT] if isinstance(error, ValueError) else _in_words(error)})
         return
     try:
         model = _loaded(planned, num_numbers)
@@ -175,4 +174,4 @@ def _answers(model: Any) -> dict[str, Callable[[dict[str, Any], list[np.ndarray]
 
 
 def _in_words(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"[:_MAX_TEXT]
+    return f"{type(error).__name__}: {error}"[:MAX_TEXT]

@@ -282,9 +282,11 @@ def _parts(data: bytes, limits: SuspectLimits) -> tuple[bytes, bytes]:
             missing = {CONFIG, WEIGHTS} - set(names)
             if missing:
                 refuse(wrong, f"members {CONFIG} and {WEIGHTS}", f"none called {sorted(missing)}")
+            if any(member.header_offset < 0 for member in members):
+                refuse(wrong, "members that lie in it", "one that lies before it")
             _check_places(members)
             read = {member.filename: _unpacked(archive, member) for member in members}
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError, UnicodeDecodeError) as error:
         refuse(wrong, "a whole `.keras` archive", shown(str(error)))
     if not read[WEIGHTS].startswith(_HDF5):
         refuse(wrong, f"HDF5 in {WEIGHTS}", "a zip archive" if read[WEIGHTS][:2] == b"PK" else _kind(read[WEIGHTS]))

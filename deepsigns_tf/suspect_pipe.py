@@ -16,6 +16,8 @@ import numpy as np
 from deepsigns_tf.suspect_files import parse_json
 
 _DTYPES = frozenset({"|b1", "|i1", "<i2", "<i4", "<i8", "|u1", "<u2", "<u4", "<u8", "<f2", "<f4", "<f8"})
+# Characters of a message for people, or of a layer's path.
+MAX_TEXT = 2000
 _MAX_HEADER_BYTES = 1 << 24
 _MAX_HEADER_DEPTH = 16
 _MAX_AXES = 16

@@ -8,6 +8,7 @@ What this does not do: the process may still read files that its user may read, 
 can answer what it likes.
 """
 
+import contextlib
 import dataclasses
 import importlib
 import json
@@ -32,12 +33,13 @@ from deepsigns_tf.activations import Inputs
 from deepsigns_tf.responses import Place, Responses, Role
 from deepsigns_tf.suspect_files import LookedAt, SuspectLimits, look_at_file, refuse, shown
 from deepsigns_tf.suspect_jail import REFUSALS
-from deepsigns_tf.suspect_pipe import Pipe, TalkError
+from deepsigns_tf.suspect_pipe import MAX_TEXT, Pipe, TalkError
 
 _MIN_KERAS = (3, 15)
 _NUM_FILES = 256
 _MAX_LAYERS = 100_000
-_MAX_TEXT = 2000
+# What a kernel may not give, as `suspect_jail.main` tells.
+_REFUSABLE = ("user", "network", "files", "rights")
 # The package without what it imports: the child looks at the weights before any framework starts, and imports from nowhere else.
 _START = (
     "import sys, types; package = types.ModuleType('deepsigns_tf'); package.__path__ = [sys.argv[1]]; "
@@ -47,6 +49,8 @@ _START = (
 
 class Suspect:
     """A model of somebody else's in a process of its own; use it as a context manager, or the process ends when nobody holds it.
+
+    It also ends with the thread that opened it, as with a verifier that is killed.
 
     `verify`, `candidate_means`, `matched_candidates` and `read_aligned` take it in place of a Keras model; `predict` answers for
     `verify_predict_fn`. The process is told inputs, labels, classes and widths, never seed, bits or projection.
@@ -86,6 +90,8 @@ class Suspect:
             started, _ = self._told(deadline)
             self._refusals = _refusals(started)
             loaded, _ = self._told(deadline)
+            # A verifier that is killed from here on leaves nothing behind.
+            shutil.rmtree(folder, ignore_errors=True)
             self._inputs, self._layers = _inputs_and_layers(loaded)
         except BaseException:
             self.close()
@@ -107,10 +113,12 @@ class Suspect:
     @property
     def isolation(self) -> str:
         """How far the process is from network and files, in words."""
-        network, files = self._refusals["network"], self._refusals["files"]
+        user, network, files, rights = (self._refusals[name] for name in _REFUSABLE)
         return (
             f"{'NOT ' if network else ''}in a network of its own{f' ({network})' if network else ''}, "
             f"{'able' if files else 'unable'} to change files{f' ({files})' if files else ''}"
+            + (f", WITH RIGHTS of whoever verifies ({rights})" if rights else "")
+            + (f", without a user namespace of its own ({user})" if user else "")
         )
 
     @property
@@ -333,6 +341,7 @@ def _started(
     jail = {
         "cpu_s": math.ceil(limits.cpu_s),
         "num_files": _NUM_FILES,
+        "parent": os.getpid(),
         "num_processes": 64 + 8 * (os.cpu_count() or 1),
         "command": [*interpreter, "-c", _START, str(package), json.dumps(plan), REFUSALS],
     }
@@ -357,13 +366,17 @@ def _started(
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        cwd=folder,
+        # The folder goes before the process.
+        cwd="/",
         env=environment,
+        # A group that is ended as a whole.
+        process_group=0,
     )
 
 
 def _ended(process: subprocess.Popen[bytes], folder: str) -> None:
-    process.kill()
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     for file in (process.stdin, process.stdout):
         if file is not None:
@@ -379,7 +392,7 @@ def _named(inputs: Inputs) -> tuple[list[str], list[np.ndarray]]:
 def _text(value: object) -> str:
     """Words of the process, in ASCII that can be shown."""
     return (
-        "".join(each if each.isprintable() else " " for each in str(value)[:_MAX_TEXT])
+        "".join(each if each.isprintable() else " " for each in str(value)[:MAX_TEXT])
         .encode("ascii", "replace")
         .decode()
     )
@@ -393,8 +406,7 @@ def _lists(content: Any, *names: str) -> list[list[Any]]:
 
 def _refusals(started: Any) -> dict[str, str]:
     told = started.get("refusals") if isinstance(started, dict) else None
-    names = ("network", "files")
-    return {name: _text(told.get(name, "unknown") if isinstance(told, dict) else "unknown") for name in names}
+    return {name: _text(told.get(name, "unknown") if isinstance(told, dict) else "unknown") for name in _REFUSABLE}
 
 
 def _inputs_and_layers(loaded: Any) -> tuple[dict[str, tuple[int | None, ...]], list[str]]:
@@ -411,7 +423,7 @@ def _inputs_and_layers(loaded: Any) -> tuple[dict[str, tuple[int | None, ...]], 
 
 
 def _is_path(value: Any) -> bool:
-    return isinstance(value, str) and value.isprintable() and len(value) <= _MAX_TEXT
+    return isinstance(value, str) and value.isprintable() and len(value) <= MAX_TEXT
 
 
 def _is_shape(value: Any) -> bool:

@@ -14,7 +14,6 @@ from deepsigns_tf.activations import Inputs
 from deepsigns_tf.commitments import Evidence, Opened, seed_factor
 from deepsigns_tf.owner_key import OwnerKey
 from deepsigns_tf.statistics import (
-    allowed_errors,
     binomial_log10_tail,
     corrected_log10_p,
     sequential_log10_e_value,
@@ -46,6 +45,7 @@ class TriggerVerdict(Decision):
         committed: Whether a commitment to this key was shown that is older than the suspect (`verification.grounds_of`).
         assumptions: What the p-value rests on, in words.
         opened: What the owner's signed statements say about the key; None where no evidence was given.
+        num_tests: Tests that a claim with this key may rest on, `OwnerKey.num_tests`; p was multiplied by it.
         num_triggers: K, triggers of the key.
         num_asked: How many were asked for: all, unless the claim was proved before, or the questions ended early.
         num_answered: How many of them were answered.
@@ -81,11 +81,7 @@ class TriggerVerdict(Decision):
             f"  labels matched  {self.num_matches} of {self.num_asked} asked for, of {self.num_triggers} triggers; "
             f"{self.num_asked - self.num_answered} without an answer",
             f"  by chance       {self.null}",
-            *(
-                []
-                if self.opened is None
-                else [f"  correction      x {self.seed_factor} for commitment {self.opened.num_seeds}"]
-            ),
+            *([f"  correction      {', '.join(self._corrections)}"] if self._corrections else []),
         ]
         return self._in_words(findings, "answers")
 
@@ -115,7 +111,8 @@ def verify_predictions(
     The labels follow from the seed, so whatever an innocent model answers, it meets
 
     - uniform labels: \( \mathrm{Binomial}(K, 1/C) \) of them, exactly;
-    - uniform labels of triggers that an unmarked model got wrong: at most \( \mathrm{Binomial}(K, 1/(C - 1)) \);
+    - uniform labels of K triggers that were picked among N: at most \( \mathrm{Binomial}(N, 1/C) \), as many as of all N, whoever
+      picked them and whatever they knew;
     - shuffled labels: as many as a random order of them would give (`statistics.shuffle_log10_tail`), exactly.
 
     Args:
@@ -154,11 +151,12 @@ def verify_predictions(
         log10_p = shuffle_log10_tail(num_matches, answers, triggers.labels)
         null = f"as many as {triggers.num_examples} labels of which the order alone is secret"
     else:
-        log10_p = binomial_log10_tail(num_matches, triggers.num_examples, triggers.num_values)
-        log10_alpha = owner_key.decision.log10_alpha(committed) - math.log10(seed_factor(opened))
-        errors = allowed_errors(triggers.num_examples, log10_alpha, triggers.num_values)
+        assert triggers.num_drawn is not None
+        log10_p = binomial_log10_tail(num_matches, triggers.num_drawn, triggers.num_classes)
+        log10_alpha = owner_key.decision.log10_alpha(committed) - math.log10(seed_factor(opened) * owner_key.num_tests)
+        errors = triggers.allowed_errors(log10_alpha)
         null = (
-            f"{'at most ' if triggers.selection != 'none' else ''}Binomial({triggers.num_examples}, 1/{triggers.num_values}); "
+            f"{'' if _all_drawn(triggers) else 'at most '}Binomial({triggers.num_drawn}, 1/{triggers.num_classes}); "
             + ("no number of matches would pass" if errors is None else f"up to {errors} others would pass")
         )
     return _verdict(owner_key, answers, triggers.labels, log10_p, null, committed, opened)
@@ -257,8 +255,14 @@ def sequential_verdict(
         )
     labels = triggers.labels[numbers]
     matches = np.cumsum(answers == labels)
-    evidence = [sequential_log10_e_value(int(m), n, triggers.num_values) for n, m in enumerate(matches, 1)]
-    null = f"one in {triggers.num_values} each; the largest evidence seen after any answer counts (Ville's inequality)"
+    evidence = [
+        sequential_log10_e_value(int(m), int(n), triggers.num_classes)
+        for n, m in zip(triggers.num_trials(numbers), matches, strict=True)
+    ]
+    null = (
+        f"one in {triggers.num_classes} each{'' if _all_drawn(triggers) else ' of all that were drawn'}; the largest evidence seen after "
+        "any answer counts (Ville's inequality)"
+    )
     return _verdict(owner_key, answers, labels, min(0.0, -max(evidence, default=0.0)), null, committed, opened)
 
 
@@ -371,7 +375,7 @@ def _verdict(
 ) -> TriggerVerdict:
     triggers = owner_key.derived_triggers
     log10_alpha = owner_key.decision.log10_alpha(committed)
-    log10_p = corrected_log10_p(log10_p, seed_factor(opened))
+    log10_p = corrected_log10_p(log10_p, seed_factor(opened) * owner_key.num_tests)
     return TriggerVerdict(
         owner=owner_key.owner,
         marked=log10_p <= log10_alpha,
@@ -381,6 +385,7 @@ def _verdict(
         committed=committed,
         assumptions=_assumptions(triggers, committed, log10_alpha, opened),
         opened=opened,
+        num_tests=owner_key.num_tests,
         num_triggers=triggers.num_examples,
         num_asked=len(answers),
         num_answered=int(np.count_nonzero(answers != NO_ANSWER)),
@@ -406,15 +411,15 @@ def _assumptions(triggers: TriggerSet, committed: bool, log10_alpha: float, open
         lines.append(
             "the labels were derived from the seed again, the inputs could not be: they were not picked to suit the labels"
         )
-    if triggers.selection != "none":
-        lines.append(
-            "the answers by which triggers were selected are those of a model whose owner did not know the labels"
-        )
     return (
         *lines,
         "which test, and how the answers are read, was fixed before the suspect was asked",
         "the answers are the suspect's own, and whoever gave them did not know the labels",
     )
+
+
+def _all_drawn(triggers: TriggerSet) -> bool:
+    return triggers.num_drawn == triggers.num_examples
 
 
 def _malformed(expected: str, array: np.ndarray, received: str = "") -> ValueError:

@@ -14,6 +14,7 @@ import numpy as np
 from deepsigns_tf.activations import Inputs, named_layers, pool, record_activations
 from deepsigns_tf.derivation import Domain, derive_integers, derive_permutations, derive_uniforms
 from deepsigns_tf.examples import Examples, as_inputs, as_labels
+from deepsigns_tf.statistics import allowed_errors
 
 TriggerFamily = Literal["noise", "blends", "low_density", "tokens"]
 LabelRule = Literal["uniform", "shuffled"]
@@ -46,8 +47,8 @@ class TriggerSet(Examples):
     Example:
 
     >>> triggers = TriggerSet(np.zeros((3, 8)), [0, 1, 1], num_classes=2, family="noise")
-    >>> triggers.num_examples, triggers.num_values
-    (3, 2)
+    >>> triggers.num_examples, triggers.num_drawn
+    (3, 3)
     """
 
     num_classes: int
@@ -93,11 +94,54 @@ class TriggerSet(Examples):
                 "classes: of two, the label that is wrong is the other one, which anybody can guess. "
                 f"Received: selection={self.selection!r}, label_rule={self.label_rule!r}, num_classes={self.num_classes}"
             )
+        if self.label_rule != "uniform" and num_drawn != self.num_examples:
+            raise ValueError(
+                "These triggers have no exact test. Expected all that were drawn, where labels are shuffled. "
+                f"Received: {self.num_examples} triggers, num_drawn={num_drawn}"
+            )
 
-    @property
-    def num_values(self) -> int:
-        """Labels that are equally likely for a trigger: C, or C - 1 where one is known to be wrong."""
-        return self.num_classes - (self.selection == "wrong_before")
+    def num_trials(self, numbers: np.ndarray) -> np.ndarray:
+        """How many draws answers are held against: triggers that were left out might have matched too, and whoever chose may have known.
+
+        Args:
+            numbers: `(n,)` places in this set, in the order in which they are asked for.
+
+        Returns:
+            `(n,)` integers that do not decrease: draws up to each of them. Where none was left out, 1 .. n.
+
+        Example:
+
+        >>> triggers = TriggerSet(np.arange(3), [0, 1, 2], num_classes=3, family="noise", numbers=np.array([1, 4, 5]), num_drawn=6)
+        >>> triggers.num_trials(np.arange(3)).tolist()
+        [2, 5, 6]
+        """
+        if self.num_drawn == self.num_examples:
+            return np.arange(1, len(numbers) + 1)
+        assert self.numbers is not None
+        return np.maximum.accumulate(self.numbers[numbers]) + 1
+
+    def allowed_errors(self, log10_alpha: float) -> int | None:
+        """The most wrong answers with which the others still reach a level.
+
+        Args:
+            log10_alpha: log10 of the level.
+
+        Returns:
+            The number of errors, or None if not even right answers alone reach it.
+
+        Example:
+
+        >>> triggers = TriggerSet(np.zeros((90, 8)), np.zeros(90, int), num_classes=10, family="noise", num_drawn=100)
+        >>> triggers.allowed_errors(-6.0)
+        62
+        """
+        assert self.num_drawn is not None
+        # Those that were left out count as right.
+        errors, num_left_out = (
+            allowed_errors(self.num_drawn, log10_alpha, self.num_classes),
+            self.num_drawn - self.num_examples,
+        )
+        return None if errors is None or errors < num_left_out else errors - num_left_out
 
     def parameters(self) -> dict[str, Any]:
         """What is not secret about it, as JSON-ready values."""
@@ -117,7 +161,7 @@ class TriggerSet(Examples):
             selection: `"wrong_before"`.
 
         Returns:
-            A smaller set. An innocent model then meets a label with a chance of at most 1/(C - 1).
+            A smaller set. Its answers are held against all that were drawn (`num_trials`), whoever chose and however.
 
         Raises:
             ValueError: If no exact test exists for what is asked: with two classes, with shuffled labels, after an earlier

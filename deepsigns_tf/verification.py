@@ -43,6 +43,7 @@ class Decision:
         committed: Whether a commitment to this key was shown that is older than the suspect (`grounds_of`).
         assumptions: What the p-value rests on, in words.
         opened: What the owner's signed statements say about the key; None where no evidence was given.
+        num_tests: Tests that a claim with this key may rest on, `OwnerKey.num_tests`; p was multiplied by it.
     """
 
     owner: str
@@ -53,6 +54,7 @@ class Decision:
     committed: bool
     assumptions: tuple[str, ...]
     opened: Opened | None = None
+    num_tests: int = 1
 
     @property
     def seed_factor(self) -> int:
@@ -70,6 +72,14 @@ class Decision:
         if not self.marked:
             return "NOT MARKED"
         return "MARKED" if self.committed else "MARKED, if the key is older than the model"
+
+    @property
+    def _corrections(self) -> list[str]:
+        """What else p was multiplied by, in words."""
+        return [
+            *([] if self.opened is None else [f"x {self.seed_factor} for commitment {self.opened.num_seeds}"]),
+            *(["x 2 for weights and answers, by either of which the key can claim"] if self.num_tests == 2 else []),
+        ]
 
     def assuming(self, *sentences: str) -> Self:
         """The same decision, which rests on some more.
@@ -108,6 +118,7 @@ class Decision:
             "assumptions": list(self.assumptions),
             "opened": self.opened and self.opened.to_dict(),
             "seed_factor": self.seed_factor,
+            "num_tests": self.num_tests,
         }
 
 
@@ -124,6 +135,7 @@ class Verdict(Decision):
         committed: Whether a commitment to this key was shown that is older than the suspect (`grounds_of`).
         assumptions: What the p-value rests on, in words.
         opened: What the owner's signed statements say about the key; None where no evidence was given.
+        num_tests: Tests that a claim with this key may rest on, `OwnerKey.num_tests`; p was multiplied by it.
         log10_p_hard: log10 of the exact tail of the number of matching bits, times the correction.
         log10_p_soft: log10 of the tail of the signed sum of projections, times the correction. The tail is enumerated up to
             16 bits and bounded (Chernoff) above.
@@ -157,7 +169,7 @@ class Verdict(Decision):
     def summary(self) -> str:
         """The verdict for people, in a dozen lines."""
         soft_tail = "enumerated tail" if self.num_bits <= MAX_ENUMERATED_BITS else "Chernoff bound"
-        factor = self.num_assignments * self.seed_factor
+        factor = self.num_assignments * self.seed_factor * self.num_tests
         errors = allowed_errors(self.num_bits, self.log10_alpha - math.log10(factor))
         findings = [
             f"  bits matched    {self.num_matches} of {self.num_bits} (bit error rate {self.bit_error_rate:.4f}; "
@@ -166,7 +178,7 @@ class Verdict(Decision):
             f"(exact tail, {soft_tail}; each times the correction)",
             f"  correction      x {self.num_assignments} assignments of carriers to layers"
             + (", with and without a match of units" if self.matched else "")
-            + ("" if self.opened is None else f", x {self.seed_factor} for commitment {self.opened.num_seeds}"),
+            + "".join(f", {each}" for each in self._corrections),
         ]
         for reading in self.readings:
             findings += [
@@ -443,7 +455,7 @@ def judge(
     """
     rule = owner_key.decision
     tests: tuple[SignificanceTest, ...] = get_args(SignificanceTest)
-    factor = num_assignments * seed_factor(opened)
+    factor = num_assignments * seed_factor(opened) * owner_key.num_tests
     log10_p = {test: corrected_log10_p(joint_log10_p(readings, test), factor) for test in tests}
     assumptions = [
         "the bits are uniform and independent of the suspect and of all that was used to read it: seed, key inputs and decision "
@@ -471,6 +483,7 @@ def judge(
         readings=tuple(readings),
         assumptions=tuple(assumptions),
         opened=opened,
+        num_tests=owner_key.num_tests,
     )
 
 

@@ -85,9 +85,11 @@ def run(config: Config) -> dict[str, Any]:
                 others.append(("the suspect, inputs that were not trained on", held_out, verdict.marked))
             controls = []
             for name, key, expected in others:
-                # Nobody committed to these keys; the level is the one that the owner's is held against.
-                claim = dataclasses.replace(config, commitment=key.commitment() if verdict.committed else None)
-                controls.append(Control(name, verdict_of(suspect, key, claim, reference=reference), expected))
+                # Nobody committed to these keys; they are held against the level that the owner's is, in the places where it is read, and
+                # pay what it pays.
+                claim = dataclasses.replace(config, commitment=config.commitment and key.commitment())
+                as_owners = evidence and _as_of_another(evidence, owner_key, key)
+                controls.append(Control(name, verdict_of(suspect, key, claim, as_owners, reference), expected))
             isolation = suspect.isolation
         for path in config.unmarked.split(",") if config.unmarked else ():
             with ds.load_suspect(path) as unmarked:
@@ -131,6 +133,23 @@ def _wrong_key(owner_key: "ds.OwnerKey") -> "ds.OwnerKey":
     return stranger.with_triggers(triggers.family, *sizes, triggers.basis)
 
 
+def _as_of_another(evidence: "Evidence", owner_key: "ds.OwnerKey", other: "ds.OwnerKey") -> "Evidence":
+    """The owner's statements as they would be, had the owner had another key."""
+    from deepsigns_tf.commitments import Evidence, Statement, release_commitment
+
+    statements: list[Statement] = []
+    for each in evidence.statements:
+        if each.commitment == owner_key.commitment():
+            release = each.release
+            # Those that were stated with another map stay so.
+            if release is not None and release.digest == release_commitment(owner_key, release.weights, release.id):
+                digest = release_commitment(other, release.weights, release.id)
+                release = dataclasses.replace(release, digest=digest)
+            each = dataclasses.replace(each, commitment=other.commitment(), release=release)
+        statements.append(dataclasses.replace(each, previous=statements[-1].digest() if statements else None))
+    return Evidence(tuple(statements), evidence.time_stamps, evidence.suspect_since)
+
+
 def _held_out_key(path: str, owner_key: "ds.OwnerKey", by: str) -> "ds.OwnerKey":
     """The owner's key, which reads with other inputs."""
     import numpy as np
@@ -161,7 +180,7 @@ def _attacks_in(path: str) -> "tuple[list[AttackOutcome], dict[str, str]]":
         result = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
         outcomes = [AttackOutcome(row["attack"], row["survived"], row.get("accuracy")) for row in result["rows"]]
         tried = {"attacks tried": f"{result['command']}, {result['date']}, {result['hardware']}"}
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(
             "This is no result of attacks. Expected the attacks.json that `scripts.attack` writes. "
             f"Received: {path}, {type(error).__name__}: {error}"

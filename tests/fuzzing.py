@@ -258,6 +258,59 @@ def second_verifier(folder: pathlib.Path) -> Parser:
     return Parser(_from_files(folder, read), spots)
 
 
+def suspect(folder: pathlib.Path) -> Parser:
+    """A model's file, as a whole and its configuration alone, as far as it is judged before a process is started for it."""
+    from deepsigns_tf.suspect_files import SuspectLimits, look_at_file
+    from tests.malicious_files import members, pack
+
+    # Weights are looked at in the process; here how they begin and their size.
+    parts = members() | {"model.weights.h5": b"\x89HDF\r\n\x1a\n" + bytes(992)}
+    path = pack(folder, parts)
+
+    def with_config(config: bytes) -> dict[pathlib.Path, bytes]:
+        content = io.BytesIO()
+        with zipfile.ZipFile(content, "w") as file:
+            for name, data in (parts | {"config.json": config}).items():
+                file.writestr(name, data)
+        return {path: content.getvalue()}
+
+    spots = [_file(path), Spot(parts["config.json"], with_config)]
+    return Parser(_from_files(folder, lambda: look_at_file(path, SuspectLimits())), spots)
+
+
+def message(folder: pathlib.Path) -> Parser:
+    """What a suspect's process says."""
+    from deepsigns_tf.suspect_pipe import Pipe, TalkError
+
+    path = folder / "message"
+    with path.open("wb") as file:
+        Pipe(-1, file.fileno()).send({"places": [[0, "hidden", 0]]}, [np.ones((2, 3), "float32"), np.arange(4)])
+
+    def read() -> None:
+        with path.open("rb") as file:
+            try:
+                Pipe(file.fileno(), -1).receive(2**20, time.monotonic() + MAX_SECONDS)
+            except TalkError as error:
+                raise ValueError(f"No message. Expected one. Received: {error}") from None
+
+    def behind_its_length(header: bytes) -> dict[pathlib.Path, bytes]:
+        return {path: len(header).to_bytes(8, "big") + header + bytes(56)}
+
+    content = path.read_bytes()
+    header = content[8 : 8 + int.from_bytes(content[:8], "big")]
+    return Parser(_from_files(folder, read), [_file(path), Spot(header, behind_its_length)])
+
+
+def attacks(folder: pathlib.Path) -> Parser:
+    """What `scripts.report` takes from `scripts.attack`."""
+    from scripts.report import _attacks_in
+
+    path = folder / "attacks.json"
+    rows = [{"attack": "prune", "survived": "yes", "accuracy": 0.5}, {"attack": "rewind", "survived": "removed"}]
+    path.write_text(json.dumps({"command": "c", "date": "d", "hardware": "h", "rows": rows}))
+    return Parser(_from_files(folder, lambda: _attacks_in(str(path))), [_file(path)])
+
+
 PARSERS: dict[str, Callable[[pathlib.Path], Parser]] = {
     "canonical JSON": canonical_json,
     "statement": statement,
@@ -267,6 +320,9 @@ PARSERS: dict[str, Callable[[pathlib.Path], Parser]] = {
     "time-stamp": time_stamps,
     "answers": answers,
     "second verifier": second_verifier,
+    "suspect": suspect,
+    "message": message,
+    "attacks": attacks,
 }
 # Their inputs are made by `openssl ts`.
 NEED_OPENSSL = {"evidence", "time-stamp"}

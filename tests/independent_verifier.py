@@ -58,6 +58,15 @@ def permutations(seed, domain, num, num_items):
         attempt += 1
 
 
+def integers(seed, domain, num, num_values):
+    drawn, attempt = [], 0
+    while len(drawn) < num:
+        limit = 2**64 // num_values * num_values - 1
+        drawn += [word for word in words(seed, (*domain, "attempt", attempt), num) if word <= limit]
+        attempt += 1
+    return [word % num_values for word in drawn[:num]]
+
+
 # 5. The owner key file
 
 
@@ -231,23 +240,6 @@ def choose_key_inputs(key, labels, num_per_class):
 # 10. Verdict
 
 
-def log10_tail(num_matches, num_bits, factor):
-    ways = sum(math.comb(num_bits, k) for k in range(num_matches, num_bits + 1))
-    p = min(fractions.Fraction(1), fractions.Fraction(ways * factor, 2**num_bits))
-    return math.log10(p.numerator) - math.log10(p.denominator)
-
-
-def read_dump(path):
-    """Carrier -> number of admissible outputs, and (path, call) -> class means."""
-    arrays = arrays_of(pathlib.Path(path).read_bytes())
-    header = json.loads(arrays.pop("header").tobytes())
-    admissible = {each["carrier"]: each["num_admissible"] for each in header["carriers"]}
-    means = {name: {} for name in admissible}
-    for each in header["means"]:
-        means[each["carrier"]][each["path"], each["call"]] = arrays[each["array"]]
-    return admissible, means
-
-
 def refusing(judge):
     """Whatever somebody's files make of the judge is one error; only a file that cannot be opened is another."""
 
@@ -264,6 +256,52 @@ def refusing(judge):
             ) from error
 
     return judging
+
+
+def log10_tail(num_matches, num_drawn, factor, num_values=2):
+    ways = sum(math.comb(num_drawn, k) * (num_values - 1) ** (num_drawn - k) for k in range(num_matches, num_drawn + 1))
+    p = min(fractions.Fraction(1), fractions.Fraction(ways * factor, num_values**num_drawn))
+    return math.log10(p.numerator) - math.log10(p.denominator)
+
+
+def factor_of(key, number):
+    """For tests and seeds; `number` counts commitments up to the key's, 0 without a chain."""
+    num_tests = 2 if key.header["carriers"] and "triggers" in key.header else 1
+    return num_tests * (number * (number + 1) if number else 1)
+
+
+def trigger_labels(key):
+    """The labels of the key's triggers, derived again."""
+    assert key.header["triggers"]["label_rule"] == "uniform", "only uniform labels are known here"
+    num_drawn, num_classes = key.header["triggers"]["num_drawn"], key.header["triggers"]["num_classes"]
+    numbers = key.arrays["trigger numbers"]
+    # Before anything is derived: what a made-up key asks for.
+    assert (
+        num_drawn <= 64 * len(numbers) and (np.diff(numbers) > 0).all() and 0 <= numbers[0] <= numbers[-1] < num_drawn
+    )
+    domain = ("trigger labels", key.owner, 1, num_drawn, num_classes)
+    return np.array(integers(key.seed, domain, num_drawn, num_classes))[numbers]
+
+
+@refusing
+def verify_answers(key_path, answers, number=0):
+    """The number of right answers to all triggers, and log10 p; `number` counts commitments up to the key's, 0 without a chain."""
+    key = read_key(key_path)
+    labels, stated = trigger_labels(key), key.header["triggers"]
+    assert np.array_equal(labels, key.arrays["trigger labels"]) and len(answers) == len(labels), "others than the key's"
+    num_matches = int((np.asarray(answers) == labels).sum())
+    return num_matches, log10_tail(num_matches, stated["num_drawn"], factor_of(key, number), stated["num_classes"])
+
+
+def read_dump(path):
+    """Carrier -> number of admissible outputs, and (path, call) -> class means."""
+    arrays = arrays_of(pathlib.Path(path).read_bytes())
+    header = json.loads(arrays.pop("header").tobytes())
+    admissible = {each["carrier"]: each["num_admissible"] for each in header["carriers"]}
+    means = {name: {} for name in admissible}
+    for each in header["means"]:
+        means[each["carrier"]][each["path"], each["call"]] = arrays[each["array"]]
+    return admissible, means
 
 
 @refusing
@@ -295,7 +333,7 @@ def verify(key_path, dump_path, folder=None, dated=False, search=False):
         readings[name] = place, found[place]
     num_bits = sum(matches.size for _, matches in readings.values())
     num_matches = int(sum(matches.sum() for _, matches in readings.values()))
-    factor = (1 if alone else math.prod(admissible.values())) * (number * (number + 1) if number else 1)
+    factor = (1 if alone else math.prod(admissible.values())) * factor_of(key, number)
     log10_p = log10_tail(num_matches, num_bits, factor)
     alpha = key.header["decision"]["alpha_committed" if number and dated else "alpha"]
     return {

@@ -207,7 +207,16 @@ def test_a_chain_opens_for_the_keys_that_it_commits_to():
     assert opened.time_stamp == STAMP and opened.release_time_stamp.serial_number == 8
     assert opened.releases == ("1.0",) and opened.layers_committed
     assert [evidence.opened_by(other).num_seeds for other in OTHERS] == [1, 3, 4]
-    assert evidence.opened_by(OTHERS[0]).time_stamp is None and not evidence.opened_by(OTHERS[0]).layers_committed
+    assert not evidence.opened_by(OTHERS[0]).layers_committed
+
+
+def test_a_time_stamp_dates_what_was_stated_before_too():
+    chain = chain_of(OTHERS[0], KEY, (KEY, "1.0", WEIGHTS), OTHERS[1], OTHERS[2])
+    earlier = dataclasses.replace(STAMP, time=STAMP.time - datetime.timedelta(hours=1))
+    opened = [Evidence(chain, {2: STAMP, 4: earlier}, LATER).opened_by(key) for key in (OTHERS[0], KEY, *OTHERS[1:])]
+    assert [each.time_stamp for each in opened] == [earlier, earlier, earlier, None]
+    assert opened[1].release_time_stamp == earlier and opened[1].layers_committed
+    assert [each.committed for each in opened] == [True, True, True, False]
 
 
 def test_the_same_commitment_stated_twice_is_one_seed():

@@ -1,5 +1,6 @@
 """The folder that is handed out: what is written, what is refused, what a verdict makes of it; and the programs around it."""
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import datetime
@@ -75,6 +76,15 @@ KEY = make_key()
 
 
 # The folder
+
+
+def test_statements_that_are_added_at_a_time_stand_one_after_the_other(tmp_path):
+    signing_key, keys = SigningKey.generate(), [dataclasses.replace(KEY, seed=bytes([n]) * 32) for n in range(8)]
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        added = list(pool.map(lambda key: add_statement(tmp_path, signing_key, key), keys))
+    found = load_evidence(tmp_path)
+    assert [each.number for each in found.statements] == list(range(1, 9))
+    assert {each.digest() for each in found.statements} == {each.digest() for each in added}
 
 
 def test_a_statement_is_two_files_and_is_made_once(folder):

@@ -1,5 +1,7 @@
 """What the results' page shows of claims, files and verdicts, and the measurements behind it."""
 
+import types
+
 import numpy as np
 import pytest
 
@@ -9,6 +11,7 @@ from deepsigns_tf.carriers import CarrierLayer
 pytest.importorskip("tqdm", reason="the measurements are made in the environment of requirements.txt")
 
 from benchmarks import evidence_tables, suspects, verdict_calibration  # noqa: E402
+from models import wide_resnet  # noqa: E402
 from models.mnist_mlp import FEATURES, mnist_mlp  # noqa: E402
 from tests import honest_models, malicious_files  # noqa: E402
 
@@ -69,28 +72,49 @@ def test_a_model_that_is_looked_up_gets_the_verdict_of_the_model(tmp_path):
             assert found.log10_p_soft == pytest.approx(expected.log10_p_soft, abs=1e-3)
 
 
-def test_each_key_judges_each_model(tmp_path):
+def test_each_key_judges_each_model_in_every_way_once(tmp_path, monkeypatch):
     labels = np.arange(800) % 10
     suspects_ = [tmp_path / str(number) for number in range(2)]
     for number, suspect in enumerate(suspects_):
         inputs = np.random.default_rng(0).random((800, 784), np.float32)
         verdict_calibration.record(mnist_mlp(), inputs, suspect, saved=number == 0)
-    found, factor = verdict_calibration.log10_p_values(0, labels, suspects_, None)
-    assert found.shape == (2, 2) and (found <= 0).all() and factor == 4
-    _, factor = verdict_calibration.log10_p_values(0, labels, suspects_, suspects_[0])
-    assert factor == 36
+    ways = {}
+    for judge, numbers in (("_searched", range(2)), ("_matched", range(1)), ("_stated", range(10))):
+        found = [verdict_calibration._part(getattr(verdict_calibration, judge), numbers, labels, suspects_, tmp_path)]
+        # What is there is not measured again.
+        stub = types.SimpleNamespace(__name__=judge)
+        found.append(verdict_calibration._part(stub, numbers, labels, suspects_, tmp_path))
+        for name, (log10_p, factors) in found[0].items():
+            assert (log10_p <= 0).all()
+            np.testing.assert_array_equal(log10_p, found[1][name][0])
+            np.testing.assert_array_equal(factors, found[1][name][1])
+            ways[name] = log10_p.shape, int(factors.max())
+    assert ways == {
+        "search": ((2, 2, 2), 4),
+        "search and match": ((1, 2, 2), 36),
+        "map stated in time, luckiest of 5 commitments": ((2, 2, 1), 1),
+        "map stated to suit the suspect, luckiest of 5 commitments": ((2, 2, 1), 4),
+        "weights or answers, luckiest of 5 commitments": ((2, 2, 1), 1),
+    }
+
+
+def test_statements_of_a_calibrated_key_say_what_they_are_meant_to():
+    key = verdict_calibration.key_of(7, np.arange(800) % 10)
+    for released, committed in ((verdict_calibration._BEFORE, True), (verdict_calibration._AFTER, False)):
+        opened = verdict_calibration.stated(key, 7, released).opened_by(key)
+        assert (opened.num_seeds, opened.factor, opened.committed) == (3, 12, True)
+        assert opened.layers_committed == committed
+    np.testing.assert_array_equal(key.projection("features", 512), ds.OwnerKey.projection(key, "features", 512))
 
 
 @pytest.mark.slow
-def test_hostile_and_honest_files_are_told_apart_and_one_is_verified(tmp_path, monkeypatch, marked_model, owner_key):
+def test_hostile_and_honest_files_are_told_apart_and_one_is_verified(tmp_path, monkeypatch):
     """Few files; the corpora are tested elsewhere."""
     monkeypatch.setattr(malicious_files, "MALICIOUS", {"Lambda": malicious_files.MALICIOUS["Lambda"]})
     monkeypatch.setattr(honest_models, "HONEST", {"dense": honest_models.HONEST["dense"]})
-    monkeypatch.setattr("models.wide_resnet.wide_resnet", lambda depth, width: honest_models.residual())
-    plain, owner_key = ds.release(marked_model, owner_key)
-    plain.save(tmp_path / "marked.keras")
-    owner_key.save(tmp_path / "owner.key")
-    result = suspects.run(suspects.Config(str(tmp_path), str(tmp_path)))
+    small = wide_resnet.wide_resnet(10, 2)
+    monkeypatch.setattr(wide_resnet, "wide_resnet", lambda depth, width: small)
+    result = suspects.run(suspects.Config(str(tmp_path)))
     assert [row["opened"] for row in result["rows"]] == [False, True, True]
     assert not result["rows"][0]["acted"] and "Lambda" in result["rows"][0]["reason"]
     assert result["verification"]["isolated_s"] > result["verification"]["one_pass_s"] > 0

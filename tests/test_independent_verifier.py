@@ -64,6 +64,10 @@ def random_key(random):
     key = key.with_key_inputs(arrays["b"] if len(arrays) == 1 else arrays, labels, num_per_class)
     if random.integers(2):
         key = key.with_triggers("noise", 12, 10, random.random((5, 3)).astype("float32"))
+        if random.integers(2):
+            # Of which some were right already.
+            answers = np.where(random.random(12) < 0.2, key.triggers.labels, -1)
+            key = dataclasses.replace(key, triggers=key.triggers.selected(answers))
     layers = [
         CarrierLayer(
             carrier.name,
@@ -160,13 +164,20 @@ def compare(seed, folder):
     found = second.verify(folder / "owner.key", folder / "dump.npz", chain, is_dated, search)
 
     assert (found["num_bits"], found["num_matches"]) == (verdict.num_bits, verdict.num_matches)
-    assert found["factor"] == verdict.num_assignments * verdict.seed_factor
+    assert found["factor"] == verdict.num_assignments * verdict.seed_factor * verdict.num_tests
     assert found["log10_p"] == pytest.approx(verdict.log10_p_hard, rel=1e-12, abs=1e-12)
     assert found["marked"] == verdict.marked
     for reading in verdict.readings:
         place, matches = found["readings"][reading.carrier]
         assert str(Place(*place)) == reading.layer
         np.testing.assert_array_equal(matches, reading.matches)
+    if key.triggers is not None:
+        answers = np.where(random.random(key.triggers.num_examples) < 0.3, 0, key.triggers.labels)
+        by_answers = ds.verify_predictions(answers, key, evidence=evidence)
+        number = 0 if by_answers.opened is None else by_answers.opened.num_seeds
+        num_matches, log10_p = second.verify_answers(folder / "owner.key", answers, number)
+        assert num_matches == by_answers.num_matches
+        assert log10_p == pytest.approx(by_answers.log10_p_value, rel=1e-12, abs=1e-12)
     opened = second.read_key(folder / "owner.key")
     assert second.c1(opened) == key.commitment()
     assert second.c2(opened, 64 * "a", "é") == release_commitment(key, 64 * "a", "é")

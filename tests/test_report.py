@@ -89,6 +89,20 @@ def test_the_page_says_the_verdict_first_and_in_plain_words(report):
     assert page.texts["dd"] == [fixed, "p was multiplied by 1 for the places in which the mark was looked for"]
 
 
+def test_a_page_that_names_the_marked_layer_says_for_whom_it_is(report, blobs):
+    key = ds.OwnerKey.generate("ACME Vision").with_triggers("noise", 100, 10, blobs[0])
+    by_answers = Report(ds.verify_predictions(key.triggers.labels, key), "their server")
+    for each, named in ((report, True), (by_answers, False)):
+        texts = Page(each.to_html()).texts["p"]
+        assert any("it is for the judge and the parties" in text for text in texts) == named
+
+
+@pytest.mark.parametrize("accuracy", ["1", 1.5, -1, [1]])
+def test_an_accuracy_that_is_none_is_refused(accuracy):
+    with pytest.raises(ValueError, match=r"`accuracy`\. Expected a number in \[0, 1\] or None\. Received: accuracy="):
+        AttackOutcome("prune", "yes", accuracy)
+
+
 def test_attacks_that_removed_the_mark_come_first(report):
     page = Page(report.to_html())
     assert "Of 2 attacks on the marked model, 1 removed the mark and left the model useful." in page.texts["p"]
@@ -220,8 +234,10 @@ def test_the_program_reports_on_a_claim_with_all_controls(tmp_path):
         ("the suspect, inputs that were not trained on", True, True),
         ("unmarked model unmarked.keras", False, False),
     ]
-    # A wrong key is held to the owner's own level.
-    assert {each["verdict"]["log10_alpha"] for each in value["controls"]} == {-6.0}
+    # What is expected otherwise is read otherwise in nothing: the owner's own level, places and corrections.
+    for name in ("log10_alpha", "num_assignments", "seed_factor", "committed"):
+        assert {each["verdict"][name] for each in value["controls"][:3]} == {value["verdict"][name]}
+    assert (value["verdict"]["log10_alpha"], value["verdict"]["num_assignments"]) == (-6.0, 1)
     whats = [each["what"] for each in value["timeline"]]
     assert whats == [
         "Statement 1: the owner committed to the key",

@@ -10,7 +10,9 @@ import os
 import pathlib
 import re
 import socket
+import subprocess
 import sys
+import tempfile
 import time
 import zipfile
 
@@ -207,7 +209,10 @@ from deepsigns_tf.suspect_pipe import Pipe
 import numpy as np
 pipe = Pipe(0, 1)
 """
-_HELLO = 'pipe.send({"refusals": {"network": "", "files": ""}}); pipe.send({"inputs": {}, "layers": []}); pipe.receive(1 << 40)\n'
+_NOT_REFUSED = dict.fromkeys(("user", "network", "files", "rights"), "")
+_HELLO = (
+    f'pipe.send({{"refusals": {_NOT_REFUSED}}}); pipe.send({{"inputs": {{}}, "layers": []}}); pipe.receive(1 << 40)\n'
+)
 _ROLE = Role((0, 1), "mean", 4, 8, 8)
 
 
@@ -251,14 +256,25 @@ def test_an_answer_for_too_few_inputs_is_none(folder, monkeypatch):
 
 @pytest.mark.parametrize("layers", ["7", "[1]", "['\\n']"])
 def test_a_process_that_describes_no_model_is_not_asked(layers, folder, monkeypatch):
-    says = f"pipe.send({{'refusals': {{'network': '', 'files': ''}}}}); pipe.send({{'inputs': {{'a': [None, -1]}}, 'layers': {layers}}})"
+    says = (
+        f"pipe.send({{'refusals': {_NOT_REFUSED}}}); pipe.send({{'inputs': {{'a': [None, -1]}}, 'layers': {layers}}})"
+    )
     monkeypatch.setattr(suspects, "_START", _TALK + says)
     with pytest.raises(ValueError, match="Expected names of inputs and layers"):
         load_suspect(save(folder, model()))
 
 
-def test_a_kernel_that_gives_no_network_is_named_in_the_verdict(folder, monkeypatch):
-    refusals = {"network": "Operation not permitted", "files": ""}
+@pytest.mark.parametrize(
+    ("refused", "isolation"),
+    [
+        ("network", "NOT in a network of its own (not permitted), unable to change files"),
+        ("files", "in a network of its own, able to change files (not permitted)"),
+        ("rights", f"{ISOLATED}, WITH RIGHTS of whoever verifies (not permitted)"),
+        ("user", f"{ISOLATED}, without a user namespace of its own (not permitted)"),
+    ],
+)
+def test_what_the_kernel_did_not_give_is_named_in_the_verdict(refused, isolation, folder, monkeypatch):
+    refusals = _NOT_REFUSED | {refused: "not permitted"}
     says = (
         f"pipe.send({{'refusals': {refusals}}}); pipe.send({{'inputs': {{}}, 'layers': []}}); pipe.receive(1 << 40)\n"
     )
@@ -269,7 +285,7 @@ def test_a_kernel_that_gives_no_network_is_named_in_the_verdict(folder, monkeypa
     key = key.with_layers([CarrierLayer("features", "hidden", 128)])
     with load_suspect(save(folder, model())) as suspect:
         verdict = ds.verify(suspect, key)
-        assert suspect.isolation == "NOT in a network of its own (Operation not permitted), unable to change files"
+        assert suspect.isolation == isolation
     assert verdict.assumptions[-1] == (
         f"the suspect ran {suspect.isolation}: the kernel refused more; all other limits held"
     )
@@ -338,9 +354,7 @@ def test_a_suspect_is_verified_as_a_model_of_this_process_is(folder):
         soft, hard = map(int, re.search(r"^Max address space +(\d+) +(\d+) ", limits, re.MULTILINE).groups())
         # What TensorFlow has when it has started, 2 GiB here and more on more cores, and 3 GiB.
         assert 3 * GIB < soft == hard < 8 * GIB
-        assert re.search(r"^CapEff:\s+0+$", status, re.MULTILINE) and re.search(
-            r"^NoNewPrivs:\s+1$", status, re.MULTILINE
-        )
+        _has_no_rights(status)
         for settings in ({}, {"reference": suspect}):
             found = ds.verify(suspect, key, **settings).to_dict()
             expected = ds.verify(network, key, **({"reference": path} if settings else {})).to_dict()
@@ -588,6 +602,117 @@ def test_arrays_arrive_as_they_were(dtype, shape):
     os.close(writing)
 
 
+def _has_no_rights(status):
+    for line in (*(rf"Cap{kind}:\t0+" for kind in ("Inh", "Prm", "Eff", "Bnd", "Amb")), "NoNewPrivs:\t1"):
+        assert re.search(f"^{line}$", status, re.MULTILINE), status
+
+
+def _jailed(*command):
+    """The command line of a jail around a program."""
+    plan = {"cpu_s": 60, "num_files": 64, "num_processes": 64, "parent": os.getpid(), "command": command}
+    return [sys.executable, "-I", suspect_jail.__file__, json.dumps(plan)]
+
+
+@pytest.mark.parametrize("user_namespaces", [True, False])
+def test_a_jail_keeps_no_rights(user_namespaces):
+    """Neither where the kernel gives namespaces to all, nor where only to those with rights, who must lose them then."""
+    shell = "echo $0; cat /proc/self/status; mount -o remount,bind,rw / && echo mounted"
+    command = _jailed("/bin/sh", "-c", shell, suspect_jail.REFUSALS)
+    if not user_namespaces:
+        # The superuser of a namespace that may have none inside.
+        limit = 'echo 0 > /proc/sys/user/max_user_namespaces && exec "$@"'
+        command = ["unshare", "--user", "--map-root-user", "sh", "-c", limit, "sh", *command]
+    done = subprocess.run(command, capture_output=True, text=True)
+    refusals, _, status = done.stdout.partition("\n")
+    if not refusals:
+        pytest.skip(f"this machine gives no namespace to try it in: {done.stderr}")
+    told = json.loads(refusals)
+    if told["network"]:
+        pytest.skip(f"this machine gives no namespaces: {told}")
+    assert told == _NOT_REFUSED | ({} if user_namespaces else {"user": "No space left on device"})
+    _has_no_rights(status)
+    assert "mounted" not in status
+
+
+def test_rights_that_are_left_are_told(monkeypatch):
+    class Powerless:
+        prctl = capset = staticmethod(lambda *_: -1)
+
+    monkeypatch.setattr(suspect_jail.ctypes, "CDLL", lambda *_, **__: Powerless)
+    told = suspect_jail.give_up_rights()
+    assert told.endswith("NoNewPrivs 0") and ("CapEff" in told) == (os.geteuid() == 0)
+    monkeypatch.setattr(suspect_jail.ctypes, "CDLL", lambda *_, **__: object())
+    assert suspect_jail.give_up_rights() == "this system cannot"
+
+
+def _ends(pid):
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        try:
+            if pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def test_a_killed_parent_takes_the_jail_with_it():
+    starts = (
+        "import json, os, subprocess, sys; command = json.loads(sys.argv[1]); plan = json.loads(command[-1]); "
+        "plan['parent'] = os.getpid(); process = subprocess.Popen([*command[:-1], json.dumps(plan)], stdout=subprocess.PIPE); "
+        "print(process.pid, process.stdout.readline(), flush=True); process.wait()"
+    )
+    command = json.dumps(_jailed("/bin/sh", "-c", "echo started; exec sleep 600"))
+    with subprocess.Popen([sys.executable, "-c", starts, command], stdout=subprocess.PIPE, text=True) as parent:
+        pid, said = parent.stdout.readline().split(maxsplit=1)
+        assert "started" in said and pathlib.Path(f"/proc/{pid}").exists()
+        parent.kill()
+    assert _ends(pid)
+
+
+def test_a_jail_whose_parent_has_ended_before_does_not_start():
+    command = _jailed("/bin/sh", "-c", "echo started")
+    plan = json.loads(command[-1]) | {"parent": 1 << 30}
+    done = subprocess.run([*command[:-1], json.dumps(plan)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "the parent has ended\n")
+
+
+def test_what_a_suspect_starts_ends_with_it_and_its_file_goes_before(folder, monkeypatch):
+    """Once the model is loaded; until then a verifier that is killed leaves the copy of its file."""
+    path = save(folder, model())
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    started = "import time; child = os.fork(); child or time.sleep(600)\n"
+    hello = f"pipe.send({{'refusals': {_NOT_REFUSED}}}); pipe.send({{'inputs': {{}}, 'layers': [str(child)]}})\n"
+    monkeypatch.setattr(suspects, "_START", _TALK + started + hello + "pipe.receive(1 << 40)")
+    with load_suspect(path) as suspect:
+        (child,) = suspect.layer_paths()
+        assert pathlib.Path(f"/proc/{child}").exists() and not list(folder.glob("suspect.*"))
+    assert _ends(child)
+
+
+@pytest.mark.slow
+def test_a_killed_verifier_leaves_nothing(folder):
+    path = save(folder, model())
+    temporary = folder / "temporary"
+    temporary.mkdir()
+    script = (
+        "import sys; from deepsigns_tf import load_suspect; suspect = load_suspect(sys.argv[1]); "
+        "print(suspect._process.pid, flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, path],
+        env=os.environ | {"TMPDIR": str(temporary)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as verifier:
+        child = verifier.stdout.readline().strip()
+        assert pathlib.Path(f"/proc/{child}").exists()
+        verifier.kill()
+    assert _ends(child) and not list(temporary.glob("suspect.*"))
+
+
 def test_the_jail_tells_why_it_has_no_network_of_its_own(monkeypatch):
     def refused(*_):
         suspect_jail.ctypes.set_errno(1)
@@ -597,10 +722,10 @@ def test_the_jail_tells_why_it_has_no_network_of_its_own(monkeypatch):
         unshare = staticmethod(refused)
 
     monkeypatch.setattr(suspect_jail.ctypes, "CDLL", lambda *_, **__: NoLibrary)
-    assert suspect_jail.leave_the_network() == "Operation not permitted"
+    assert suspect_jail.take_namespaces() == {"user": "Operation not permitted", "network": "Operation not permitted"}
     assert suspect_jail.freeze_files() == "this system cannot"
     monkeypatch.setattr(suspect_jail.ctypes, "CDLL", lambda *_, **__: object())
-    assert suspect_jail.leave_the_network() == "this system has no network namespaces"
+    assert set(suspect_jail.take_namespaces().values()) == {"this system has no namespaces"}
 
 
 def test_another_archiver_may_have_packed_it(folder):

@@ -17,7 +17,13 @@ from deepsigns_tf.statistics import (
     sequential_log10_e_value,
     shuffle_log10_tail,
 )
-from deepsigns_tf.trigger_verification import NO_ANSWER, class_numbers, verify_predict_fn, verify_predictions
+from deepsigns_tf.trigger_verification import (
+    NO_ANSWER,
+    class_numbers,
+    sequential_verdict,
+    verify_predict_fn,
+    verify_predictions,
+)
 
 pytestmark = pytest.mark.any_backend
 
@@ -146,12 +152,45 @@ def test_a_refusal_counts_as_a_miss():
     assert verdict.log10_p_value == binomial_log10_tail(60, 100, 10)
 
 
-def test_selected_triggers_are_held_against_the_other_classes():
+def test_selected_triggers_are_held_against_all_that_were_drawn():
     key = KEY.with_selected_triggers(np.zeros(100))
     num = key.triggers.num_examples
     verdict = verify_predictions(key.triggers.labels, key)
-    assert num < 100 and verdict.log10_p_value == pytest.approx(-num * math.log10(9))
-    assert f"at most Binomial({num}, 1/9)" in verdict.summary()
+    assert num < 100 and verdict.log10_p_value == binomial_log10_tail(num, 100, 10) < -60
+    assert f"at most Binomial(100, 1/10); up to {allowed_errors(100, verdict.log10_alpha, 10) + num - 100} others" in (
+        verdict.summary()
+    )
+    # Of those asked for one after another, against all up to the last.
+    rows = np.arange(20)
+    early = sequential_verdict(key.triggers.labels[rows], rows, key, committed=False)
+    assert early.log10_p_value == -max(
+        sequential_log10_e_value(n, int(key.triggers.numbers[n - 1]) + 1, 10) for n in range(1, 21)
+    )
+
+
+@pytest.mark.parametrize("selection", ["none", "wrong_before"])
+@pytest.mark.parametrize("stop_early", [False, True])
+def test_triggers_that_were_picked_by_their_labels_prove_nothing(selection, stop_early):
+    """Of 2,000 those that have the label that a model always answers."""
+    labels = key_of(num_triggers=2000).triggers.labels
+    key = key_of(num_triggers=2000)
+    kept = np.flatnonzero(labels == 8)[:100]
+    picked = _forged(
+        key, inputs=key.triggers.inputs[kept], labels=labels[kept], numbers=kept, num_drawn=2000, selection=selection
+    )
+    verdict = verify_predict_fn(lambda x: np.full(len(x), 8), picked, stop_early=stop_early)
+    assert verdict.num_matches == 100 and verdict.log10_p_value > -1 and not verdict.marked
+
+
+def test_whatever_is_picked_a_match_is_as_rare_as_of_all():
+    """By whoever knows labels and answers, those that match first: p is that of all triggers."""
+    for seed in range(20):
+        key = key_of(seed, num_triggers=60, num_classes=3)
+        all_answered = verify_predictions(np.ones(60, int), key)
+        kept = np.sort(np.argsort(key.triggers.labels != 1, kind="stable")[:40])
+        picked = _forged(key, inputs=key.triggers.inputs[kept], labels=key.triggers.labels[kept], numbers=kept)
+        verdict = verify_predictions(np.ones(40, int), picked)
+        assert (verdict.num_matches, verdict.log10_p_value) == (all_answered.num_matches, all_answered.log10_p_value)
 
 
 def test_shuffled_labels_are_held_against_their_orders():
@@ -365,9 +404,7 @@ def test_a_verdict_says_what_could_not_be_derived_again():
         if line.startswith("the seed was drawn once: whoever tries 10^6 seeds")
     ]
     assert len(drawn_once) == 1 and not any("drawn once" in line for line in assumptions(noise, False))
-    selected = noise.with_selected_triggers(np.zeros(40))
-    assert any("the answers by which triggers were selected" in line for line in assumptions(selected, True))
-    for key in (noise, blends, selected):
+    for key in (noise, blends, noise.with_selected_triggers(np.zeros(40))):
         assert "which test, and how the answers are read, was fixed before the suspect was asked" in assumptions(
             key, True
         )

@@ -147,18 +147,21 @@ def test_triggers_that_were_wrong_before_are_kept():
     wrong = answers != key.triggers.labels
     np.testing.assert_array_equal(selected.labels, key.triggers.labels[wrong])
     np.testing.assert_array_equal(selected.inputs, key.triggers.inputs[wrong])
-    assert (key.triggers.num_values, selected.num_values) == (3, 2)
+    assert selected.num_drawn == 60
+    # Each draw counts, from the first one that was left out.
+    np.testing.assert_array_equal(selected.num_trials(np.arange(wrong.sum())), np.flatnonzero(wrong) + 1)
+    np.testing.assert_array_equal(selected.num_trials(np.array([5, 2, 7])), np.flatnonzero(wrong)[[5, 5, 7]] + 1)
+    np.testing.assert_array_equal(key.triggers.num_trials(np.array([5, 2, 7])), [1, 2, 3])
+    # What was left out counts as right.
+    assert selected.allowed_errors(-6.0) == key.triggers.allowed_errors(-6.0) - (60 - wrong.sum())
 
 
-def test_what_was_wrong_before_is_met_by_at_most_a_half_of_chance_of_three_classes():
-    """An innocent model that always disagrees with the unmarked one meets the bound, one that agrees meets nothing."""
-    met = []
-    for seed in range(400):
-        triggers = key_of(seed.to_bytes(32, "big")).with_triggers("noise", 30, 3, np.zeros((1, 1))).triggers
-        unmarked = np.zeros(30, int)
-        met.append((triggers.selected(unmarked).labels == 1).mean())
-        assert not (triggers.selected(unmarked).labels == 0).any()
-    assert np.mean(met) == pytest.approx(0.5, abs=0.02)
+def test_too_few_selected_triggers_are_warned_of():
+    key = key_of().with_triggers("noise", 30, 4, photographs())
+    with pytest.warns(
+        UserWarning, match=r"^These triggers prove nothing: 12 right answers of 4 classes have p = 10\^-1\.\d, above"
+    ):
+        key.with_selected_triggers(np.where(np.arange(30) < 12, -1, key.triggers.labels))
 
 
 @pytest.mark.parametrize("selection", ["right_after", "none", "random"])
@@ -174,7 +177,7 @@ def test_a_selection_without_an_exact_test_is_refused(selection):
 
 
 def test_triggers_are_selected_once():
-    key = key_of().with_triggers("noise", 30, 3, photographs()).with_selected_triggers(np.zeros(30))
+    key = key_of().with_triggers("noise", 60, 3, photographs()).with_selected_triggers(np.zeros(60))
     with pytest.raises(ValueError, match="of triggers with selection='wrong_before'"):
         key.with_selected_triggers(np.zeros(key.triggers.num_examples))
     with pytest.raises(ValueError, match="This key has no triggers to select from"):
@@ -186,6 +189,14 @@ def test_selected_triggers_of_two_classes_or_shuffled_labels_are_refused(num_cla
     key = key_of().with_triggers("noise", 30, num_classes, photographs(), label_rule=label_rule)
     with pytest.raises(ValueError, match=r"These triggers have no exact test\. Expected .* at least three classes"):
         key.with_selected_triggers(np.zeros(30))
+
+
+def test_shuffled_labels_of_which_some_were_left_out_are_refused():
+    triggers = key_of().with_triggers("noise", 30, 3, photographs(), label_rule="shuffled").triggers
+    with pytest.raises(
+        ValueError, match=r"no exact test\. Expected all that were drawn.* Received: 30 triggers, num_drawn=31"
+    ):
+        dataclasses.replace(triggers, num_drawn=31)
 
 
 def test_a_model_that_knows_all_labels_leaves_no_trigger():

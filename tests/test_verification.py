@@ -330,6 +330,23 @@ def test_every_layer_of_the_right_width_is_tried_and_every_wide_one_paid_for(pla
     assert verdict.log10_p_hard > binomial_log10_tail(NUM_BITS - 3, NUM_BITS)
 
 
+def test_a_key_that_can_claim_by_weights_and_by_answers_pays_for_both():
+    key = ds.OwnerKey.generate("ACME Vision", [ds.Carrier("features", range(10), 64)])
+    both = key.with_triggers("noise", 100, 10, np.random.default_rng(0).random((50, 8)))
+    means = (2.0 * key.signature("features") - 1.0) @ key.projection("features", 512).T
+    reading = SignatureReader(key, "features", 512).read(means)
+    one, two = (judge([reading], each, num_assignments=3) for each in (key, both))
+    assert two.log10_p_value == pytest.approx(one.log10_p_value + math.log10(2)) and (one.num_tests, two.num_tests) == (
+        1,
+        2,
+    )
+    assert "x 2 for weights and answers" in two.summary() and "x 2 for" not in one.summary()
+    alone = dataclasses.replace(both, carriers=())
+    answered = [ds.verify_predictions(both.triggers.labels, each) for each in (alone, both)]
+    assert answered[1].log10_p_value == pytest.approx(answered[0].log10_p_value + math.log10(2))
+    assert "x 2 for weights and answers" in answered[1].summary() and "correction" not in answered[0].summary()
+
+
 def test_the_correction_can_turn_a_verdict():
     """15 errors of 128 pass at 2^-64 with one candidate, not with two."""
     key = make_key()
