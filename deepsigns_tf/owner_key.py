@@ -393,7 +393,7 @@ class OwnerKey:
         return self._triggered(triggers)
 
     def _triggered(self, triggers: TriggerSet) -> "OwnerKey":
-        """The key with these triggers; it warns where they are too few."""
+        """The key with these triggers; it warns where they are too few, or equal each other."""
         assert triggers.num_drawn is not None
         log10_alpha = self.decision.log10_alpha(committed=True)
         if triggers.allowed_errors(log10_alpha) is None:
@@ -401,6 +401,12 @@ class OwnerKey:
             warnings.warn(
                 f"These triggers prove nothing: {triggers.num_examples} right answers of {triggers.num_classes} classes have p = "
                 f"10^{log10_p:.1f}, above the level 10^{log10_alpha:.1f}. Use more of them.",
+                stacklevel=3,
+            )
+        if triggers.num_contradicted:
+            warnings.warn(
+                f"No model can learn all of these triggers: {triggers.num_contradicted} of {triggers.num_examples} have the input of "
+                "another one, but not its label. Use examples that differ more, or fewer triggers.",
                 stacklevel=3,
             )
         return dataclasses.replace(self, triggers=triggers)

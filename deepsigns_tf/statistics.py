@@ -152,6 +152,8 @@ def shuffle_log10_tail(num_matches: int, answers: np.ndarray, labels: np.ndarray
     return math.log10(count) - math.log10(math.factorial(num)) if count else -math.inf
 
 
+# Whoever looks after every answer asks for all the earlier ones again.
+@functools.lru_cache(maxsize=100_000)
 def sequential_log10_e_value(num_matches: int, num_trials: int, num_values: int = 2) -> float:
     r"""log10 of the evidence after some of the questions; a test that looks at it after each of them stays valid.
 

@@ -51,6 +51,8 @@ class TriggerVerdict(Decision):
         num_answered: How many of them were answered.
         num_matches: How many were answered with the key's label.
         num_classes: C.
+        inputs_derived: Whether the triggers' inputs were derived from the seed again, as noise and tokens are; nobody can then have
+            picked them to suit their labels.
         null: How many labels an innocent model meets, in words.
     """
 
@@ -59,6 +61,7 @@ class TriggerVerdict(Decision):
     num_answered: int
     num_matches: int
     num_classes: int
+    inputs_derived: bool
     null: str
 
     @property
@@ -74,6 +77,11 @@ class TriggerVerdict(Decision):
             if self.decided
             else f"NOT DECIDED, {self.num_asked} of {self.num_triggers} triggers asked for"
         )
+
+    @property
+    def _conditions(self) -> list[str]:
+        conditions = super()._conditions
+        return conditions if self.inputs_derived else [*conditions, "its triggers were not picked to suit their labels"]
 
     def summary(self) -> str:
         """The verdict for people, in a few lines."""
@@ -94,6 +102,7 @@ class TriggerVerdict(Decision):
             "num_answered": self.num_answered,
             "num_matches": self.num_matches,
             "num_classes": self.num_classes,
+            "inputs_derived": self.inputs_derived,
             "null": self.null,
         }
 
@@ -391,6 +400,7 @@ def _verdict(
         num_answered=int(np.count_nonzero(answers != NO_ANSWER)),
         num_matches=int(np.count_nonzero(answers == labels)),
         num_classes=triggers.num_classes,
+        inputs_derived=_inputs_derived(triggers),
         null=null,
     )
 
@@ -405,7 +415,7 @@ def _assumptions(triggers: TriggerSet, committed: bool, log10_alpha: float, open
         lines.append(
             f"the seed was drawn once: whoever tries 10^{-log10_alpha:.0f} seeds before committing can meet what models usually answer"
         )
-    if triggers.family in ("noise", "tokens"):
+    if _inputs_derived(triggers):
         lines.append("labels and inputs were derived from the seed again and found to be those of the key")
     else:
         lines.append(
@@ -416,6 +426,10 @@ def _assumptions(triggers: TriggerSet, committed: bool, log10_alpha: float, open
         "which test, and how the answers are read, was fixed before the suspect was asked",
         "the answers are the suspect's own, and whoever gave them did not know the labels",
     )
+
+
+def _inputs_derived(triggers: TriggerSet) -> bool:
+    return triggers.family in ("noise", "tokens")
 
 
 def _all_drawn(triggers: TriggerSet) -> bool:

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 import keras
 import numpy as np
+import scipy.spatial.distance
 
 from deepsigns_tf.activations import Inputs, named_layers, pool, record_activations
 from deepsigns_tf.derivation import Domain, derive_integers, derive_permutations, derive_uniforms
@@ -119,6 +120,22 @@ class TriggerSet(Examples):
             return np.arange(1, len(numbers) + 1)
         assert self.numbers is not None
         return np.maximum.accumulate(self.numbers[numbers]) + 1
+
+    @property
+    def num_contradicted(self) -> int:
+        """Triggers with the input of another one but not its label, of which a model can answer one alone.
+
+        Example:
+
+        >>> TriggerSet(np.zeros((3, 8)), [0, 1, 1], num_classes=2, family="noise").num_contradicted
+        3
+        """
+        rows = zip(*(array.reshape(self.num_examples, -1) for array in self.arrays.values()), strict=True)
+        labels: dict[tuple[bytes, ...], set[int]] = {}
+        inputs = [tuple(part.tobytes() for part in row) for row in rows]
+        for row, label in zip(inputs, self.labels.tolist(), strict=True):
+            labels.setdefault(row, set()).add(label)
+        return sum(len(labels[row]) > 1 for row in inputs)
 
     def allowed_errors(self, log10_alpha: float) -> int | None:
         """The most wrong answers with which the others still reach a level.
@@ -322,7 +339,8 @@ def derive_inputs(
     else:
         candidates = _blends(seed, domain, _CANDIDATES_PER_TRIGGER * num, arrays)
         as_given = candidates if isinstance(examples, Mapping) else candidates[""]
-        order = np.argsort(_relative_gaps(model, layer, examples, as_given), kind="stable")[:num]
+        order = np.argsort(_relative_gaps(model, layer, examples, as_given), kind="stable")
+        order = _distinct(order, candidates)[:num]
         drawn = {name: array[order] for name, array in candidates.items()}
     return drawn if isinstance(examples, Mapping) else drawn[""]
 
@@ -472,6 +490,14 @@ def _blends(seed: bytes, domain: Domain, num: int, arrays: Mapping[str, np.ndarr
     return {name: _mean(array[one], array[other]) for name, array in arrays.items()}
 
 
+def _distinct(order: np.ndarray, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+    """The rows in this order, those first that no earlier one equals: of few examples, blends are drawn twice."""
+    rows = np.concatenate([array[order].reshape(len(order), -1).view(np.uint8) for array in arrays.values()], axis=1)
+    _, first = np.unique(rows, axis=0, return_index=True)
+    repeated = np.setdiff1d(np.arange(len(order)), first)
+    return order[np.concatenate([np.sort(first), repeated])]
+
+
 def _mean(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     if one.dtype.kind == "f":
         return np.asarray(0.5 * (one + other), one.dtype)
@@ -491,7 +517,7 @@ def _relative_gaps(model: Any, layer: Any, examples: Inputs, candidates: Inputs)
             f"Received: {len(means)} class"
         )
     found, _ = _features(model, layers[layer], candidates)
-    distances = np.sqrt(((found[:, None] - means[None]) ** 2).sum(axis=-1))
+    distances = scipy.spatial.distance.cdist(found, means)
     nearest, second = np.sort(distances, axis=1)[:, :2].T
     return np.asarray((second - nearest) / np.maximum(second, np.finfo(np.float64).tiny))
 

@@ -68,10 +68,15 @@ class Decision:
 
     @property
     def headline(self) -> str:
-        """The decision in words, with the condition it hangs on where no commitment was checked."""
+        """The decision in words, with the conditions it hangs on."""
         if not self.marked:
             return "NOT MARKED"
-        return "MARKED" if self.committed else "MARKED, if the key is older than the model"
+        return f"MARKED, if {' and '.join(self._conditions)}" if self._conditions else "MARKED"
+
+    @property
+    def _conditions(self) -> list[str]:
+        """What must be true beside all that was checked, in words."""
+        return [] if self.committed else ["the key is older than the model"]
 
     @property
     def _corrections(self) -> list[str]:

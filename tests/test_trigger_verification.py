@@ -27,7 +27,7 @@ from deepsigns_tf.trigger_verification import (
 
 pytestmark = pytest.mark.any_backend
 
-EXAMPLES = np.arange(12.0, dtype=np.float32).reshape(4, 3)
+EXAMPLES = np.random.default_rng(1).random((400, 3), np.float32)
 
 
 def key_of(seed=0, num_triggers=100, num_classes=10, **options):
@@ -384,6 +384,25 @@ def test_what_a_made_up_key_asks_for_is_not_derived():
     endless = np.broadcast_to(np.int8(0), (2, 2**40))
     with pytest.raises(ValueError, match="These triggers are not this key's. .* Received: other inputs"):
         verify_predictions(KEY.triggers.labels, _forged(KEY, basis=endless))
+
+
+@pytest.mark.parametrize(
+    ("family", "committed", "headline"),
+    [
+        ("noise", True, "MARKED"),
+        ("blends", True, "MARKED, if its triggers were not picked to suit their labels"),
+        (
+            "blends",
+            False,
+            "MARKED, if the key is older than the model and its triggers were not picked to suit their labels",
+        ),
+    ],
+)
+def test_inputs_that_somebody_may_have_picked_stand_in_the_headline(family, committed, headline):
+    key = ds.OwnerKey("ACME Vision", (), ds.DecisionRule(), bytes(32)).with_triggers(family, 40, 10, EXAMPLES)
+    verdict = verify_predictions(key.triggers.labels, key, commitment=key.commitment() if committed else None)
+    assert verdict.headline == headline and verdict.to_dict()["inputs_derived"] == (family == "noise")
+    assert verify_predictions(np.full(40, -1), key).headline == "NOT MARKED"
 
 
 def test_a_verdict_says_what_could_not_be_derived_again():

@@ -136,6 +136,22 @@ def test_a_model_that_sees_one_class_has_nothing_between_them(task_model):
         derive_inputs(SEED, DOMAIN, "low_density", 2, x, task_model, "a")
 
 
+def test_of_few_examples_triggers_of_low_density_are_those_that_differ(task_model):
+    x = np.stack([np.linspace(-5, 5, 12), np.arange(12.0)], axis=1).astype("float32")
+    drawn = derive_inputs(SEED, DOMAIN, "low_density", 20, x, task_model, "features")
+    assert len(np.unique(drawn, axis=0)) == 20
+
+
+@pytest.mark.parametrize(
+    ("family", "examples", "num_contradicted"),
+    [("noise", np.ones((5, 4)), 20), ("tokens", np.array([[1, 2]]), None), ("blends", photographs(2), 20)],
+)
+def test_triggers_that_no_model_can_learn_are_warned_of(family, examples, num_contradicted):
+    with pytest.warns(UserWarning, match=rf"{num_contradicted or ''} of 20 have the input of another") as warned:
+        key = key_of().with_triggers(family, 20, 10, examples)
+    assert f"triggers: {key.triggers.num_contradicted} of 20" in str(warned[0].message)
+
+
 # Selection
 
 
