@@ -495,7 +495,7 @@ def _distinct(order: np.ndarray, arrays: Mapping[str, np.ndarray]) -> np.ndarray
     rows = np.concatenate([array[order].reshape(len(order), -1).view(np.uint8) for array in arrays.values()], axis=1)
     _, first = np.unique(rows, axis=0, return_index=True)
     repeated = np.setdiff1d(np.arange(len(order)), first)
-    return order[np.concatenate([np.sort(first), repeated])]
+    return np.asarray(order[np.concatenate([np.sort(first), repeated])])
 
 
 def _mean(one: np.ndarray, other: np.ndarray) -> np.ndarray:
