@@ -87,7 +87,11 @@ NETWORK = Network(
         ),
         # All attacks, on models that disguised copies can be told from; `benchmarks.populations` has the unrelated ones.
         "suite": Study(range(3), (FOR_SUITES | {"unmarked_epochs": 5},), suite={"suite": "full"}, unrelated="unmarked"),
-        "triggers": triggers(range(5), dataclasses.replace(OF_TRIGGERS, fine_tuning_epochs=50, overwrites=True)),
+        # With twins of its own, which take minutes here.
+        "triggers": dataclasses.replace(
+            triggers(range(5), dataclasses.replace(OF_TRIGGERS, fine_tuning_epochs=50, overwrites=True)),
+            twins_of="triggers",
+        ),
         "families": families(("noise", "blends", "low_density"), 5000, OF_TRIGGERS),
     },
 )
