@@ -47,10 +47,9 @@ class Alignment:
 
         Example:
 
-        >>> responses = np.random.default_rng(0).random((50, 2))
-        >>> evened = align(responses, responses).evened(responses * [1.0, 5.0])
-        >>> round(evened.scales[0] / evened.scales[1], 6)
-        5.0
+        >>> responses = np.array([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
+        >>> align(responses, responses).evened(responses * [1.0, 5.0]).scales.tolist()
+        [2.0, 0.4]
         """
         spread = np.asarray(suspect, np.float64).std(axis=0)[self.sources]
         there = (self.sources >= 0) & (spread > 0)
