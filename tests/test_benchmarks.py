@@ -218,13 +218,14 @@ def test_the_costs_are_those_of_the_settings(number, name, num_bits):
 
 
 def test_triggers_are_timed_alone_and_beside_bits():
-    names = [setting.name for setting in overhead.STUDIES["triggers"]]
-    assert len(names) == 8 and names[:2] == ["MLP, triggers", "MLP, triggers and bits"]
-    for setting in overhead.STUDIES["triggers"]:
+    settings_ = {setting.name: setting for setting in overhead.STUDIES["triggers"]}
+    assert len(settings_) == 8
+    for name in ("MLP, triggers", "MLP, triggers and bits", "LSTM, triggers", "LSTM, triggers and bits"):
+        setting = settings_[name]
         key, plain, marked = overhead._key_and_models(setting, overhead._settings(setting))
         assert key.triggers.num_examples == 100 and key.triggers.num_classes == plain.output_shape[-1]
         assert bool(key.carriers) == setting.name.endswith("bits") == isinstance(marked, ds.WatermarkedModel)
-    row = overhead._measure(overhead.STUDIES["triggers"][1], _FEW)
+    row = overhead._measure(settings_["MLP, triggers and bits"], _FEW)
     assert row["num_pairs"] == 20 and row["num_bits"] == 640
 
 
