@@ -9,6 +9,7 @@ import scipy.stats
 
 from benchmarks.cells import Result, circumstances
 from deepsigns_tf.attacks.outcomes import survived
+from scripts.attack_report import of_unrelated
 from scripts.markdown import markdown_table
 
 # -log10 of the level of committed claims.
@@ -297,10 +298,7 @@ def _sentences(result: Result) -> str:
     )
     for row in result["rows"]:
         if "unrelated" in row["suite"]:
-            words += (
-                "Seed {seed}: of {num_models} unrelated models the best match is {largest_quality:.3f}, against a gate of {gate:.3f} that "
-                "{num_through_the_gate} pass; the fewest wrong bits are {smallest_bit_error_rate:.4f}.\n"
-            ).format(seed=row["settings"]["seed"], **row["suite"]["unrelated"])
+            words += f"Seed {row['settings']['seed']}: of {of_unrelated(row['suite']['unrelated'])}\n"
     return words
 
 

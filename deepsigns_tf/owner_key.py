@@ -427,7 +427,7 @@ class OwnerKey:
         assert found.num_drawn is not None
         labels = self._trigger_labels(found.num_drawn, found.num_classes, found.label_rule)[found.numbers]
         wrong = [] if np.array_equal(labels, found.labels) else ["labels"]
-        if found.family in ("noise", "tokens"):
+        if found.inputs_derived:
             inputs: Inputs = {}
             # A basis of larger inputs than the triggers' could ask for any amount of numbers.
             if found.basis is not None and _shapes_of_rows(found.basis) == _shapes_of_rows(found.inputs):

@@ -165,7 +165,7 @@ def verify_predictions(
         log10_alpha = owner_key.decision.log10_alpha(committed) - math.log10(seed_factor(opened) * owner_key.num_tests)
         errors = triggers.allowed_errors(log10_alpha)
         null = (
-            f"{'' if _all_drawn(triggers) else 'at most '}Binomial({triggers.num_drawn}, 1/{triggers.num_classes}); "
+            f"{'' if triggers.all_drawn else 'at most '}Binomial({triggers.num_drawn}, 1/{triggers.num_classes}); "
             + ("no number of matches would pass" if errors is None else f"up to {errors} others would pass")
         )
     return _verdict(owner_key, answers, triggers.labels, log10_p, null, committed, opened)
@@ -269,7 +269,7 @@ def sequential_verdict(
         for n, m in zip(triggers.num_trials(numbers), matches, strict=True)
     ]
     null = (
-        f"one in {triggers.num_classes} each{'' if _all_drawn(triggers) else ' of all that were drawn'}; the largest evidence seen after "
+        f"one in {triggers.num_classes} each{'' if triggers.all_drawn else ' of all that were drawn'}; the largest evidence seen after "
         "any answer counts (Ville's inequality)"
     )
     return _verdict(owner_key, answers, labels, min(0.0, -max(evidence, default=0.0)), null, committed, opened)
@@ -400,7 +400,7 @@ def _verdict(
         num_answered=int(np.count_nonzero(answers != NO_ANSWER)),
         num_matches=int(np.count_nonzero(answers == labels)),
         num_classes=triggers.num_classes,
-        inputs_derived=_inputs_derived(triggers),
+        inputs_derived=triggers.inputs_derived,
         null=null,
     )
 
@@ -415,7 +415,7 @@ def _assumptions(triggers: TriggerSet, committed: bool, log10_alpha: float, open
         lines.append(
             f"the seed was drawn once: whoever tries 10^{-log10_alpha:.0f} seeds before committing can meet what models usually answer"
         )
-    if _inputs_derived(triggers):
+    if triggers.inputs_derived:
         lines.append("labels and inputs were derived from the seed again and found to be those of the key")
     else:
         lines.append(
@@ -426,14 +426,6 @@ def _assumptions(triggers: TriggerSet, committed: bool, log10_alpha: float, open
         "which test, and how the answers are read, was fixed before the suspect was asked",
         "the answers are the suspect's own, and whoever gave them did not know the labels",
     )
-
-
-def _inputs_derived(triggers: TriggerSet) -> bool:
-    return triggers.family in ("noise", "tokens")
-
-
-def _all_drawn(triggers: TriggerSet) -> bool:
-    return triggers.num_drawn == triggers.num_examples
 
 
 def _malformed(expected: str, array: np.ndarray, received: str = "") -> ValueError:

@@ -21,6 +21,9 @@ TriggerFamily = Literal["noise", "blends", "low_density", "tokens"]
 LabelRule = Literal["uniform", "shuffled"]
 Selection = Literal["none", "wrong_before"]
 
+# The seed alone gives their inputs.
+_DERIVED_FAMILIES = ("noise", "tokens")
+
 # The paper draws 20 to 40 times as many inputs as it keeps.
 _CANDIDATES_PER_TRIGGER = 20
 # An unmarked model gets two labels of three wrong, or more; who checks a key derives anew as many as it says were drawn.
@@ -95,11 +98,21 @@ class TriggerSet(Examples):
                 "classes: of two, the label that is wrong is the other one, which anybody can guess. "
                 f"Received: selection={self.selection!r}, label_rule={self.label_rule!r}, num_classes={self.num_classes}"
             )
-        if self.label_rule != "uniform" and num_drawn != self.num_examples:
+        if self.label_rule != "uniform" and not self.all_drawn:
             raise ValueError(
                 "These triggers have no exact test. Expected all that were drawn, where labels are shuffled. "
                 f"Received: {self.num_examples} triggers, num_drawn={num_drawn}"
             )
+
+    @property
+    def inputs_derived(self) -> bool:
+        """Whether the seed alone gives the inputs, so that nobody can have picked them to suit their labels."""
+        return self.family in _DERIVED_FAMILIES
+
+    @property
+    def all_drawn(self) -> bool:
+        """Whether no trigger that was drawn was left out."""
+        return self.num_drawn == self.num_examples
 
     def num_trials(self, numbers: np.ndarray) -> np.ndarray:
         """How many draws answers are held against: triggers that were left out might have matched too, and whoever chose may have known.
@@ -116,7 +129,7 @@ class TriggerSet(Examples):
         >>> triggers.num_trials(np.arange(3)).tolist()
         [2, 5, 6]
         """
-        if self.num_drawn == self.num_examples:
+        if self.all_drawn:
             return np.arange(1, len(numbers) + 1)
         assert self.numbers is not None
         return np.maximum.accumulate(self.numbers[numbers]) + 1
@@ -258,7 +271,7 @@ def basis_of(family: TriggerFamily, examples: Inputs) -> Inputs | None:
     [[3, 5, 7]]
     """
     given = as_inputs(examples, "examples")
-    if family not in ("noise", "tokens"):
+    if family not in _DERIVED_FAMILIES:
         return None
     arrays = given if isinstance(given, Mapping) else {"": given}
     rows = {}

@@ -44,11 +44,20 @@ def write_report(result: dict[str, Any], folder: pathlib.Path) -> None:
     if assumptions:
         words += f"Counting assumes: {'; '.join(assumptions)}.\n\n"
     if "unrelated" in result:
-        words += (
-            "Of {num_models} unrelated models the best match is {largest_quality:.3f}, against a gate of {gate:.3f} that "
-            "{num_through_the_gate} pass; the fewest wrong bits are {smallest_bit_error_rate:.4f}.\n\n"
-        ).format(**result["unrelated"])
+        words += f"Of {of_unrelated(result['unrelated'])}\n\n"
     write_atomically(folder / "attacks.md", (heading + words + attacks_table(result) + "\n").encode())
+
+
+def of_unrelated(found: dict[str, Any]) -> str:
+    """What unrelated models say of a recovery, after "of".
+
+    Args:
+        found: The result's entry `unrelated`.
+    """
+    return (
+        "{num_models} unrelated models the best match is {largest_quality:.3f}, against a gate of {gate:.3f} that "
+        "{num_through_the_gate} pass; the fewest wrong bits are {smallest_bit_error_rate:.4f}."
+    ).format(**found)
 
 
 def attacks_table(result: dict[str, Any]) -> str:

@@ -197,17 +197,17 @@ def _timeline(
     if config.commitment:
         source = "no date: the digits came from whoever asked for this report"
         events.append(Event("", "The owner published the commitment to the key", owner_key.commitment(), source))
-    if config.suspect_since is not None:
+    if since is not None:
         events.append(
-            Event(
-                f"{moment_in(config.suspect_since):%Y-%m-%d %H:%M:%S} UTC",
-                "The suspect exists",
-                digest,
-                "the word of whoever asked for this report",
-            )
+            Event(_in_words(since), "The suspect exists", digest, "the word of whoever asked for this report")
         )
-    now = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M:%S} UTC"
+    now = _in_words(datetime.datetime.now(datetime.UTC))
     return [*events, Event(now, "The suspect was read for this report", digest, "this computer's clock")]
+
+
+def _in_words(moment: datetime.datetime) -> str:
+    """A moment in UTC."""
+    return f"{moment:%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _hashes(config: Config, evidence: "Evidence | None", owner_key: "ds.OwnerKey", digest: str) -> dict[str, str]:

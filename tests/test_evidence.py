@@ -32,7 +32,7 @@ from deepsigns_tf.signatures import SigningKey  # noqa: E402
 from deepsigns_tf.timestamps import time_stamp_request  # noqa: E402
 from deepsigns_tf.weights_digest import weights_digest  # noqa: E402
 from tests.authorities import authority  # noqa: E402
-from tests.servers import reply, served  # noqa: E402
+from tests.servers import drip, reply, served  # noqa: E402
 from tests.test_secrecy import Scanner  # noqa: E402
 
 M, N, NUM_CLASSES = 128, 32, 4
@@ -513,17 +513,6 @@ def test_an_authority_that_is_none_leaves_the_statement(files, path, told):
         commit.run(commit.Config(**settings_of(files, tsa_url="http://127.0.0.1:1", timeout=2.0)))
 
 
-def dripping(handler, body):
-    """A server whose parts are all in time, and whose reply never is."""
-    handler.send_response(200)
-    handler.send_header("Content-Length", "1000")
-    handler.end_headers()
-    for _ in range(60):
-        handler.wfile.write(b" ")
-        handler.wfile.flush()
-        time.sleep(0.05)
-
-
 def compressing(handler, body):
     """A server whose reply of 1 KB becomes a megabyte."""
     content = gzip.compress(bytes(2**20))
@@ -542,7 +531,7 @@ def flooding(handler, body):
 @pytest.mark.parametrize(
     ("handle", "told"),
     [
-        (dripping, r"no whole reply within 0\.5 s"),
+        (drip, r"no whole reply within 0\.5 s"),
         (compressing, "a compressed reply, which was not asked for"),
         (flooding, "a reply of more than 262144 bytes"),
     ],

@@ -10,7 +10,7 @@ import pytest
 import deepsigns_tf as ds
 from deepsigns_tf.questioning import Questioning
 from deepsigns_tf.trigger_verification import RefusalError
-from tests.servers import reply, served
+from tests.servers import drip, reply, served
 
 httpx = pytest.importorskip("httpx", reason="asking models behind HTTP needs `deepsigns_tf[remote]`")
 remote = pytest.importorskip("deepsigns_tf.remote", reason="asking models behind HTTP needs `deepsigns_tf[remote]`")
@@ -229,17 +229,8 @@ def test_a_stalling_server_is_given_up():
 
 
 def test_a_server_that_drips_is_given_up():
-    def handle(handler, body):
-        handler.send_response(200)
-        handler.send_header("Content-Length", "1000")
-        handler.end_headers()
-        for _ in range(50):
-            handler.wfile.write(b" ")
-            handler.wfile.flush()
-            time.sleep(0.05)
-
     with pytest.raises(remote.RemoteError, match=r"a reply that took more than 0\.2 s, 1 times"):
-        asked(handle, deadline=0.2, max_attempts=1)
+        asked(drip, deadline=0.2, max_attempts=1)
 
 
 def test_headers_that_drip_are_given_up():

@@ -269,7 +269,8 @@ def test_the_program_reports_on_answers(tmp_path):
 def test_a_wrong_key_is_like_the_owners_but_for_the_secret(family, owner_key, blobs):
     from scripts.report import _wrong_key
 
-    key = owner_key.with_triggers(family, 40, 4, blobs[0])
+    # A seed by which no two blends are the same: of 256 examples it happens at times, and is warned of.
+    key = dataclasses.replace(owner_key, seed=bytes(32)).with_triggers(family, 40, 4, blobs[0])
     wrong = _wrong_key(key)
     assert wrong.seed != key.seed and wrong.key_inputs is key.key_inputs and wrong.derived_triggers.num_examples == 40
     assert (wrong.signature("features") != key.signature("features")).any()

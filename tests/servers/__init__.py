@@ -5,6 +5,7 @@ import http.server
 import json
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -49,6 +50,17 @@ def reply(
     handler.send_header("Content-Length", str(len(content) if length is None else length))
     handler.end_headers()
     handler.wfile.write(content)
+
+
+def drip(handler: http.server.BaseHTTPRequestHandler, body: bytes) -> None:
+    """Answers with parts that are all in time, and a reply that never is."""
+    handler.send_response(200)
+    handler.send_header("Content-Length", "1000")
+    handler.end_headers()
+    for _ in range(60):
+        handler.wfile.write(b" ")
+        handler.wfile.flush()
+        time.sleep(0.05)
 
 
 @contextlib.contextmanager
