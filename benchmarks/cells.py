@@ -9,12 +9,14 @@ Result = dict[str, Any]
 
 
 def circumstances(*results: Result) -> str:
-    """Where the numbers come from; one sentence for all commands that were run under the same circumstances."""
+    """Where the numbers come from, and how many are to come; one sentence for all commands that were run under the same circumstances."""
     commands: dict[str, list[str]] = {}
     for result in results:
         versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
         shared = f"{result['date']}, {result['data']}, {result['hardware']}, {versions}."
-        commands.setdefault(shared, []).append(f"`{result['command']}`")
+        missing = result.get("num_missing", 0)
+        begun = f" ({missing} of {missing + len(result['rows'])} runs are still to come)" if missing else ""
+        commands.setdefault(shared, []).append(f"`{result['command']}`{begun}")
     return "\n\n".join(f"{', '.join(names)}, {shared}\n" for shared, names in commands.items())
 
 

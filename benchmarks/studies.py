@@ -1,7 +1,8 @@
 """Runs of a training program that are compared with each other, over seeds fixed beforehand.
 
 Each network has a module of its own, which says what its studies are (`benchmarks/mnist.py` and so on). Every row of a study
-is one run of the network's program; a study that was interrupted goes on where it stopped, run for run.
+is one run of the network's program; a study that was interrupted goes on where it stopped, run for run. Its result is written after
+every run, so that what days of training said outlives the machine: seeds that are finished there are not run again.
 """
 
 import concurrent.futures
@@ -154,7 +155,7 @@ def run(network: Network, config: Config) -> dict[str, Any]:
     Raises:
         ValueError: If there is no such study, or a row was measured with other settings.
     """
-    from scripts.records import circumstances, result_file, write_json
+    from scripts.records import result_file, write_json
 
     if config.study not in network.studies:
         raise ValueError(
@@ -164,59 +165,104 @@ def run(network: Network, config: Config) -> dict[str, Any]:
     _check_twins(network, config)
     _check_unrelated(study, config)
     path = result_file(config.results_dir, f"{network.name}_{config.study}")
+    runs = [(number, seed) for number in range(len(study.settings)) for seed in study.seeds]
+    rows = _begun(path, network, config)
+    # Seed for seed, since whole seeds are what a begun result is taken up with.
+    to_come = sorted((each for each in runs if each not in rows), key=lambda each: each[1])
+    print(f"{len(rows)} of {len(runs)} stand in {path} already", flush=True)
     with pool_on_cores(config.num_workers) as pool:
-        jobs = [
-            pool.submit(_run, network, config, number, seed)
-            for number in range(len(study.settings))
-            for seed in study.seeds
-        ]
-        for number, job in enumerate(concurrent.futures.as_completed(jobs), 1):
-            row = job.result()
-            print(f"{number} of {len(jobs)} done: seed {row['settings']['seed']}", flush=True)
-    rows = [job.result() for job in jobs]
+        jobs = {pool.submit(_run, network, config, *each): each for each in to_come}
+        for job in concurrent.futures.as_completed(jobs):
+            rows[jobs[job]] = row = job.result()
+            print(f"{len(rows)} of {len(runs)} done: seed {row['settings']['seed']}", flush=True)
+            write_json(path, _result(network, config, [rows.get(each) for each in runs]))
+    return dict(json.loads(path.read_text()))
+
+
+def _result(network: Network, config: Config, runs: list[dict[str, Any] | None]) -> dict[str, Any]:
+    """What the result's file holds, with `None` for runs to come."""
+    from scripts.records import circumstances
+
+    rows = [row for row in runs if row]
     days = [row["date"] for row in rows]
-    result = {
+    return {
         # Days, machines and versions of the runs, not of the moment in which they are put together.
         **circumstances(command_line(f"benchmarks.{network.name}", config)),
         "date": " to ".join(sorted({min(days), max(days)})),
         "hardware": _all_of([row["hardware"] for row in rows]),
         "versions": {name: _all_of([row["versions"][name] for row in rows]) for name in rows[0]["versions"]},
         "data": rows[0]["data"],
+        "num_missing": len(runs) - len(rows),
         "rows": rows,
     }
-    write_json(path, result)
-    return result
+
+
+def _begun(path: pathlib.Path, network: Network, config: Config) -> dict[tuple[int, int], dict[str, Any]]:
+    """Rows by number of the setting and seed, from a result that others began; none from one that is complete, which is measured anew.
+
+    Taken are seeds with all their runs, whose folders are not here: where they are, they know more, and the twin of one run may be
+    another's.
+    """
+    if not path.exists() or not (result := json.loads(path.read_text())).get("num_missing"):
+        return {}
+    num_settings = len(network.studies[config.study].settings)
+    rows: dict[tuple[int, int], dict[str, Any]] = {}
+    for seed in network.studies[config.study].seeds:
+        settings = [_settings(network, config, number, seed) for number in range(num_settings)]
+        of_seed = [row for row in result["rows"] if row["settings"]["seed"] == seed]
+        here = any(pathlib.Path(each.output_dir).exists() for each in settings)
+        if not here and len(of_seed) == len(settings):
+            for number, (row, each) in enumerate(zip(of_seed, settings, strict=True)):
+                _check_settings(row, each, path)
+                rows[number, seed] = row
+    return rows
 
 
 def _all_of(values: list[str]) -> str:
     return " and ".join(sorted(set(values)))
 
 
-def _run(network: Network, config: Config, number: int, seed: int) -> dict[str, Any]:
-    from scripts.records import write_json
-
+def _settings(network: Network, config: Config, number: int, seed: int) -> Any:
+    """What the program of one run is told."""
     study = network.studies[config.study]
-    program = importlib.import_module(study.program or network.program)
     runs = pathlib.Path(config.runs_dir) / network.name
     folder = runs / config.study / f"{seed}_{number}"
     twin = runs / study.twins_of / f"{seed}_0" if study.twins_of else folder
-    settings = program.Config(
+    return _program(network, study).Config(
         output_dir=str(folder),
         data_dir=config.data_dir,
         seed=seed,
         resume=folder.exists(),
-        unmarked_from=_twin(twin) if twin != folder else None,
+        unmarked_from=str(twin) if twin != folder else None,
         **study.settings[number],
     )
+
+
+def _program(network: Network, study: Study) -> Any:
+    return importlib.import_module(study.program or network.program)
+
+
+def _check_settings(row: dict[str, Any], settings: Any, path: pathlib.Path) -> None:
+    # A setting that there was not yet had its default's effect.
+    if default_settings(type(settings)) | row["settings"] != result_settings(settings):
+        raise ValueError(
+            f"This row was measured with other settings. Expected {result_settings(settings)}. "
+            f"Received: {row['settings']} in {path}; remove it to measure it again"
+        )
+
+
+def _run(network: Network, config: Config, number: int, seed: int) -> dict[str, Any]:
+    from scripts.records import write_json
+
+    study = network.studies[config.study]
+    settings = _settings(network, config, number, seed)
+    if settings.unmarked_from:
+        _wait_for_twin(settings.unmarked_from)
+    program, folder = _program(network, study), pathlib.Path(settings.output_dir)
     path = folder / "row.json"
     if path.exists():
         row = dict(json.loads(path.read_text()))
-        # A setting that there was not yet had its default's effect.
-        if default_settings(program.Config) | row["settings"] != result_settings(settings):
-            raise ValueError(
-                f"This row was measured with other settings. Expected {result_settings(settings)}. "
-                f"Received: {row['settings']} in {path}; remove the folder to measure it again"
-            )
+        _check_settings(row, settings, path)
     else:
         row = _row(program.run(settings))
         write_json(path, row)
@@ -293,11 +339,10 @@ def _check_unrelated(study: Study, config: Config) -> None:
         files_of(config.runs_dir, study.unrelated)
 
 
-def _twin(folder: pathlib.Path) -> str:
-    """Waits for the unmarked twin that another process is training."""
-    while not (folder / "unmarked.keras").exists():
+def _wait_for_twin(folder: str) -> None:
+    """Another process may be training it."""
+    while not (pathlib.Path(folder) / "unmarked.keras").exists():
         time.sleep(5)
-    return str(folder)
 
 
 def _row(result: dict[str, Any]) -> dict[str, Any]:

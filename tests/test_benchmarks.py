@@ -1,6 +1,7 @@
 """The recorded measurements: what turns runs into rows, and rows into the README."""
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import importlib
 import json
@@ -24,6 +25,7 @@ pytest.importorskip("tqdm", reason="the measurements are made in the environment
 from benchmarks import (
     accelerator,
     calibration,
+    cells,
     invariants,
     overhead,
     pictures,
@@ -489,11 +491,54 @@ def test_models_of_the_first_settings_alone_are_attacked(network, tmp_path, monk
         row = {"settings": result_settings(program.Config(output_dir="", seed=5, **each)), "data": "x"}
         row |= {"date": "2026-01-01", "hardware": "machine", "versions": {}}
         (folder / "row.json").write_text(json.dumps(row))
-    monkeypatch.setattr(studies, "_twin", str)
+    monkeypatch.setattr(studies, "_wait_for_twin", str)
     monkeypatch.setattr(studies, "attacked", lambda *args: iter([{"pruned": {}}]))
     config = studies.Config("both", runs_dir=str(tmp_path / "runs"), results_dir=str(tmp_path / "results"))
     first, second = studies.run(network, config)["rows"]
     assert "pruned" in first and "pruned" not in second
+
+
+def test_a_result_is_written_run_for_run_and_outlives_the_runs_folders(network, tmp_path, monkeypatch):
+    """Seeds that are finished in it are not run again, until all are: then a study begins anew."""
+    network.studies["both"] = dataclasses.replace(network.studies["both"], seeds=range(5, 8))
+    config = studies.Config("both", runs_dir=str(tmp_path / "runs"), results_dir=str(tmp_path / "results"))
+    path = tmp_path / "results" / "made_up_both.json"
+    ran = []
+
+    def run_at_most(num_runs):
+        ran.clear()
+
+        def run(network, config, number, seed):
+            if len(ran) == num_runs:
+                raise RuntimeError("cut off")
+            ran.append((seed, number))
+            settings = result_settings(studies._settings(network, config, number, seed))
+            same = {"data": "x", "date": "2026-01-01", "hardware": "machine", "versions": {"keras": "3.14"}}
+            return same | {"settings": settings, "number": len(ran)}
+
+        monkeypatch.setattr(studies, "_run", run)
+        with contextlib.suppress(RuntimeError):
+            studies.run(network, config)
+        return json.loads(path.read_text())
+
+    begun = run_at_most(3)
+    assert ran == [(5, 0), (5, 1), (6, 0)] and begun["num_missing"] == 3
+    assert "(3 of 6 runs are still to come)" in cells.circumstances(begun)
+    # Of seed 6 one run stands there, which could be the other's twin; a folder that is here knows more than the result.
+    (tmp_path / "runs" / "made_up" / "both" / "7_0").mkdir(parents=True)
+    assert run_at_most(1)["rows"][0] == begun["rows"][0] and ran == [(6, 0)]
+    whole = run_at_most(6)
+    assert ran == [(6, 0), (6, 1), (7, 0), (7, 1)] and whole["num_missing"] == 0
+    assert [(row["settings"]["strength"], row["settings"]["seed"]) for row in whole["rows"]] == [
+        (strength, seed) for strength in (1.0, 0.0) for seed in (5, 6, 7)
+    ]
+    assert "to come" not in cells.circumstances(whole)
+    assert run_at_most(6) and len(ran) == 6
+    # Rows of other settings are not put beside these.
+    begun["rows"][0]["settings"]["strength"] = 3.0
+    path.write_text(json.dumps(begun))
+    with pytest.raises(ValueError, match="measured with other settings"):
+        run_at_most(6)
 
 
 def test_a_result_tells_the_circumstances_of_its_runs(network, tmp_path, monkeypatch):
@@ -508,7 +553,7 @@ def test_a_result_tells_the_circumstances_of_its_runs(network, tmp_path, monkeyp
         row["settings"] |= {"strength": strength}
         row |= {"date": f"2026-01-0{2 - number}", "hardware": f"machine {number}", "versions": {"keras": "3.14"}}
         (folder / "row.json").write_text(json.dumps(row))
-    monkeypatch.setattr(studies, "_twin", str)
+    monkeypatch.setattr(studies, "_wait_for_twin", str)
     result = studies.run(network, config)
     assert result["date"] == "2026-01-01 to 2026-01-02" and result["hardware"] == "machine 0 and machine 1"
     assert result["versions"] == {"keras": "3.14"}
@@ -535,7 +580,7 @@ def test_a_row_of_other_settings_is_refused(network, tmp_path, monkeypatch):
     (folder / "row.json").write_text(json.dumps({"settings": {"epochs": 3}}))
     config = studies.Config("both", runs_dir=str(tmp_path / "runs"), results_dir=str(tmp_path))
     # The other run waits for a twin that never comes.
-    monkeypatch.setattr(studies, "_twin", lambda folder: str(folder))
+    monkeypatch.setattr(studies, "_wait_for_twin", str)
     with pytest.raises(ValueError, match="This row was measured with other settings. Expected "):
         studies.run(network, config)
 
