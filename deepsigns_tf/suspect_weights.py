@@ -1,5 +1,6 @@
 """A suspect's weights, looked at in the child before the framework starts: HDF5 is read by a C library, never in the parent."""
 
+import io
 import math
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -36,10 +37,11 @@ def look_at_weights(file: BinaryIO) -> int:
     >>> look_at_weights(file)
     8
     """
+    num_bytes = file.seek(0, io.SEEK_END)
     try:
         with h5py.File(file, "r") as weights:
-            return sum(_check_dataset(name, dataset) for name, dataset in _datasets(weights))
-    except (OSError, RuntimeError, KeyError, TypeError) as error:
+            return sum(_check_dataset(name, dataset, num_bytes) for name, dataset in _datasets(weights))
+    except (OSError, RuntimeError, KeyError, TypeError, OverflowError, UnicodeError) as error:
         refuse(_WRONG, "a whole HDF5 file", shown(str(error)))
 
 
@@ -74,16 +76,21 @@ def _address(found: h5py.HLObject) -> object:
     return info.fileno, info.addr
 
 
-def _check_dataset(path: str, dataset: h5py.Dataset) -> int:
+def _check_dataset(path: str, dataset: h5py.Dataset, num_bytes: int) -> int:
     if dataset.is_virtual or dataset.external:
         kind = "a virtual dataset" if dataset.is_virtual else "data in another file"
         refuse(_WRONG, "datasets that lie in the file itself", f"{kind} at {shown(path)}")
-    bfloat16 = dataset.dtype.kind == "V" and dataset.dtype.itemsize == 2 and dataset.dtype.names is None
-    if dataset.dtype.kind not in "biuf" and not bfloat16:
-        refuse(_WRONG, "numbers", f"type {shown(str(dataset.dtype))} at {shown(path)}")
+    try:
+        dtype = dataset.dtype
+    except ValueError as error:  # A floating-point format that NumPy has not.
+        refuse(_WRONG, "numbers", f"{shown(str(error))} at {shown(path)}")
+    bfloat16 = dtype.kind == "V" and dtype.itemsize == 2 and dtype.names is None
+    if dtype.kind not in "biuf" and not bfloat16:
+        refuse(_WRONG, "numbers", f"type {shown(str(dtype))} at {shown(path)}")
     if dataset.shape is None or dataset.id.get_create_plist().get_nfilters():
         refuse(_WRONG, "datasets as Keras writes them", f"one that is compressed or empty at {shown(path)}")
-    declared, stored = math.prod(dataset.shape) * dataset.dtype.itemsize, dataset.id.get_storage_size()
+    # The size that is said to be stored is the file's word too.
+    declared, stored = math.prod(dataset.shape) * dtype.itemsize, min(dataset.id.get_storage_size(), num_bytes)
     if declared > stored:
         refuse(_WRONG, f"{declared} bytes of shape {dataset.shape} at {shown(path)}", f"{stored} bytes in the file")
     for part in _parts(dataset):

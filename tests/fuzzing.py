@@ -278,6 +278,24 @@ def suspect(folder: pathlib.Path) -> Parser:
     return Parser(_from_files(folder, lambda: look_at_file(path, SuspectLimits())), spots)
 
 
+def weights(folder: pathlib.Path) -> Parser:
+    """A model's weights, as its process looks at them before the framework starts."""
+    import h5py
+
+    from deepsigns_tf.suspect_weights import look_at_weights
+
+    spots = []
+    # Keras writes the first; HDF5 reads both.
+    for version in ("earliest", "latest"):
+        content = io.BytesIO()
+        with h5py.File(content, "w", libver=version) as file:
+            file["dense/vars/0"] = np.ones((4, 2), "float32")
+            file["dense/vars/1"] = np.zeros(2, "float16")
+            file["step"] = np.int64(3)
+        spots.append(Spot(content.getvalue()))
+    return Parser(lambda content: look_at_weights(io.BytesIO(content)), spots)
+
+
 def message(folder: pathlib.Path) -> Parser:
     """What a suspect's process says."""
     from deepsigns_tf.suspect_pipe import Pipe, TalkError
@@ -321,6 +339,7 @@ PARSERS: dict[str, Callable[[pathlib.Path], Parser]] = {
     "answers": answers,
     "second verifier": second_verifier,
     "suspect": suspect,
+    "weights": weights,
     "message": message,
     "attacks": attacks,
 }
