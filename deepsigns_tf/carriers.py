@@ -1,14 +1,12 @@
 """Where a mark sits: the role that a layer is to play, and the layer that plays it in a released model."""
 
 import dataclasses
-import re
 import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import numpy as np
-
 from deepsigns_tf.activations import Pooling
+from deepsigns_tf.arguments import check_number_of, is_integer, is_text
 
 # Labels are compared as int32 or, where they come as floats, as float32, which holds every integer below this.
 _NUM_LABELS = 2**24
@@ -56,11 +54,7 @@ class Carrier:
             raise ValueError(
                 f"Invalid value for argument `classes`. Expected each class once. Received: classes={values}"
             )
-        if not is_integer(self.bits_per_class) or self.bits_per_class < 1:
-            raise ValueError(
-                "Invalid value for argument `bits_per_class`. Expected an integer >= 1. "
-                f"Received: bits_per_class={self.bits_per_class!r}"
-            )
+        check_number_of("bits_per_class", self.bits_per_class)
         if self.pooling not in ("mean", "flatten"):
             raise ValueError(
                 'Invalid value for argument `pooling`. Expected "mean" or "flatten". '
@@ -137,13 +131,3 @@ class CarrierLayer:
                 "A carrier layer is malformed. Expected two strings and an integer. "
                 f"Received: carrier={self.carrier!r}, path={self.path!r}, num_units={self.num_units!r}"
             )
-
-
-def is_text(value: Any) -> bool:
-    """Whether it is a string with something in it, and no half of a surrogate pair, which has no UTF-8 to derive from."""
-    return isinstance(value, str) and value != "" and not re.search("[\ud800-\udfff]", value)
-
-
-def is_integer(value: Any) -> bool:
-    """Whether it is an integer of Python or NumPy, and no boolean."""
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)

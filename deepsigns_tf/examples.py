@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from deepsigns_tf.activations import Inputs
+from deepsigns_tf.arguments import as_array
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -98,7 +99,7 @@ def as_inputs(x: Inputs, argument: str) -> Inputs:
 
 
 def _as_array(x: Any, argument: str) -> np.ndarray:
-    array = np.asarray(x)
+    array = as_array(argument, x)
     if array.ndim == 0 or len(array) == 0 or array.dtype.kind not in "biuf":
         raise ValueError(
             f"Invalid value for argument `{argument}`. Expected a non-empty array of numbers, one row per example. "
@@ -131,7 +132,7 @@ def as_labels(labels: Any, num_examples: int, argument: str) -> np.ndarray:
     >>> as_labels([3.0, -1.0], 2, "labels").tolist()
     [3, -1]
     """
-    array = np.asarray(labels)
+    array = as_array(argument, labels)
     numbers = array.shape == (num_examples,) and array.dtype.kind in "biuf" and bool(np.isfinite(array).all())
     if not numbers or not (array == np.floor(array)).all() or (np.abs(array.astype(np.float64)) >= 2.0**63).any():
         raise ValueError(

@@ -18,8 +18,9 @@ from typing import Any, NoReturn
 import numpy as np
 
 from deepsigns_tf.activations import Inputs
+from deepsigns_tf.arguments import check_number_of, is_text
 from deepsigns_tf.canonical_json import encode_canonical
-from deepsigns_tf.carriers import Carrier, CarrierLayer, is_integer, is_text
+from deepsigns_tf.carriers import Carrier, CarrierLayer
 from deepsigns_tf.derivation import derive_balanced_signs, derive_bits, derive_bytes, derive_choice, derive_normals
 from deepsigns_tf.examples import Examples, as_inputs, as_labels
 from deepsigns_tf.files import file_digest
@@ -314,11 +315,7 @@ class OwnerKey:
                 "This key has its key inputs already. Expected to choose them once, before training; generate a new key to "
                 f"choose others. Received: a key with {self.key_inputs.num_examples} key inputs"
             )
-        if not is_integer(num_per_class) or num_per_class < 1:
-            raise ValueError(
-                "Invalid value for argument `num_per_class`. Expected an integer >= 1. "
-                f"Received: num_per_class={num_per_class!r}"
-            )
+        check_number_of("num_per_class", num_per_class)
         inputs = as_inputs(x, "x")
         arrays = inputs if isinstance(inputs, Mapping) else {"": inputs}
         labels = as_labels(carrier_labels, len(next(iter(arrays.values()))), "carrier_labels")
@@ -381,11 +378,7 @@ class OwnerKey:
                 "This key has its triggers already. Expected to make them once, before training; generate a new key to make others. "
                 f"Received: a key with {self.triggers.num_examples} triggers"
             )
-        if not is_integer(num_triggers) or num_triggers < 1:
-            raise ValueError(
-                "Invalid value for argument `num_triggers`. Expected an integer >= 1. "
-                f"Received: num_triggers={num_triggers!r}"
-            )
+        check_number_of("num_triggers", num_triggers)
         check_num_classes(num_classes)
         labels = self._trigger_labels(int(num_triggers), int(num_classes), label_rule)
         inputs = self._trigger_inputs(int(num_triggers), family, examples, model, layer)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from deepsigns_tf.activations import Inputs
+from deepsigns_tf.arguments import check_number_of
 from deepsigns_tf.commitments import Evidence
 from deepsigns_tf.derivation import derive_permutations
 from deepsigns_tf.examples import as_inputs
@@ -147,15 +148,9 @@ class Questioning:
         Yields:
             The number of questions that were answered so far.
         """
-        if batch_size < 1:
-            raise ValueError(
-                f"Invalid value for argument `batch_size`. Expected an integer >= 1. Received: batch_size={batch_size!r}"
-            )
-        if max_queries is not None and max_queries < 0:
-            raise ValueError(
-                "Invalid value for argument `max_queries`. Expected an integer >= 0, or None for no limit. "
-                f"Received: max_queries={max_queries!r}"
-            )
+        check_number_of("batch_size", batch_size)
+        if max_queries is not None:
+            check_number_of("max_queries", max_queries, 0, ", or None for no limit")
         limit = self.num_questions if max_queries is None else min(max_queries, self.num_questions)
         while self.num_queries < limit and not self._may_end():
             end = min(self.num_queries + batch_size, limit)

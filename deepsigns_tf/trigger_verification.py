@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from deepsigns_tf.activations import Inputs
+from deepsigns_tf.arguments import as_array, check_number_of
 from deepsigns_tf.commitments import Evidence, Opened, seed_factor
 from deepsigns_tf.owner_key import OwnerKey
 from deepsigns_tf.statistics import (
@@ -210,10 +211,7 @@ def verify_predict_fn(
     ('MARKED, if the key is older than the model', 21)
     """
     triggers = owner_key.derived_triggers
-    if batch_size < 1:
-        raise ValueError(
-            f"Invalid value for argument `batch_size`. Expected an integer >= 1. Received: batch_size={batch_size!r}"
-        )
+    check_number_of("batch_size", batch_size)
     committed, opened = grounds_of(owner_key, commitment, evidence)
     answers = np.empty(0, np.int64)
     if stop_early:
@@ -340,7 +338,7 @@ def class_numbers(
         raise ValueError(
             f"Invalid value for argument `kind`. Expected one of {list(get_args(PredictionKind))} or None. Received: kind={kind!r}"
         )
-    array = np.asarray(predictions)
+    array = as_array("predictions", predictions)
     if array.dtype.name == "bfloat16":
         # Not one of NumPy's own types.
         array = array.astype(np.float32)

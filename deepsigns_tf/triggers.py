@@ -13,6 +13,7 @@ import numpy as np
 import scipy.spatial.distance
 
 from deepsigns_tf.activations import Inputs, named_layers, pool, record_activations
+from deepsigns_tf.arguments import check_number_of
 from deepsigns_tf.derivation import Domain, derive_integers, derive_permutations, derive_uniforms
 from deepsigns_tf.examples import Examples, as_inputs, as_labels
 from deepsigns_tf.statistics import allowed_errors
@@ -71,8 +72,9 @@ class TriggerSet(Examples):
         numbers = as_labels(numbers, self.num_examples, "numbers")
         numbers.flags.writeable = False
         object.__setattr__(self, "numbers", numbers)
-        num_drawn = self.num_examples if self.num_drawn is None else int(self.num_drawn)
-        object.__setattr__(self, "num_drawn", num_drawn)
+        num_drawn = self.num_examples if self.num_drawn is None else self.num_drawn
+        check_number_of("num_drawn", num_drawn)
+        object.__setattr__(self, "num_drawn", int(num_drawn))
         if numbers[0] < 0 or numbers[-1] >= num_drawn or (np.diff(numbers) <= 0).any():
             raise ValueError(
                 "Invalid value for argument `numbers`. Expected increasing numbers of triggers that were drawn. "
@@ -457,11 +459,7 @@ def check_num_classes(num_classes: int) -> None:
 
     >>> check_num_classes(10)
     """
-    if not isinstance(num_classes, (int, np.integer)) or isinstance(num_classes, bool) or num_classes < 2:
-        raise ValueError(
-            "Invalid value for argument `num_classes`. Expected an integer >= 2, the classes that the model tells apart. "
-            f"Received: num_classes={num_classes!r}"
-        )
+    check_number_of("num_classes", num_classes, 2, ", the classes that the model tells apart")
 
 
 def _check_choice(name: str, value: Any, choices: Any) -> None:

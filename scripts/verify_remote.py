@@ -9,6 +9,8 @@ interrupted. Exit status as that of `scripts.verify`: 0 marked, 1 not marked, 2 
 import dataclasses
 import hashlib
 import pathlib
+import zipfile
+from typing import Any
 
 from scripts.claims import COMMITMENT_HELP, EVIDENCE_HELP, SUSPECT_SINCE_HELP, TSA_ROOTS_HELP, evidence_of
 from scripts.configs import option
@@ -75,7 +77,6 @@ def run(config: Config) -> int:
         deepsigns_tf.remote.RemoteError: If the server gave no answer that can be used. What it answered before is kept.
     """
     # Here rather than above: bad flags are told at once, not after the seconds that Keras needs to start.
-    import numpy as np
     import tqdm
 
     import deepsigns_tf as ds
@@ -93,10 +94,7 @@ def run(config: Config) -> int:
         protocol = remote.OpenInference(config.url, config.model, config.version, config.input_name, config.output)
     else:
         protocol = remote.JsonEndpoint(config.url, config.input_name, config.output or "predictions")
-    decoys = None
-    if config.decoys:
-        decoys = np.load(pathlib.Path(config.decoys), allow_pickle=False)
-        decoys = dict(decoys) if config.decoys.endswith(".npz") else decoys
+    decoys = _decoys(pathlib.Path(config.decoys)) if config.decoys else None
     model = remote.RemoteModel(
         protocol,
         timeout=config.timeout,
@@ -123,6 +121,19 @@ def run(config: Config) -> int:
         ):
             progress.update(num_queries - progress.n)
     return concluded(questioning.verdict(), config.verdict)
+
+
+def _decoys(path: pathlib.Path) -> Any:
+    """An array of a `.npy` file, or a dict of arrays of an `.npz` file."""
+    import numpy as np
+
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        return dict(loaded) if isinstance(loaded, np.lib.npyio.NpzFile) else loaded
+    except (ValueError, EOFError, zipfile.BadZipFile):
+        raise ValueError(
+            f"These decoys cannot be read. Expected arrays of numbers in a .npy or .npz file. Received: {path}"
+        ) from None
 
 
 if __name__ == "__main__":

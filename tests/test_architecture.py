@@ -13,7 +13,7 @@ PACKAGE = "deepsigns_tf"
 
 # From the foundation up.
 ROWS = [
-    {"derivation", "statistics", "files", "keras_internals", "canonical_json", "weights_digest"}
+    {"arguments", "derivation", "statistics", "files", "keras_internals", "canonical_json", "weights_digest"}
     | {"suspect_builtins", "suspect_jail"},
     {"activations", "losses", "label_scope", "perturbations", "alignment", "signatures", "suspect_files"},
     {"examples", "batch_norm", "responses", "suspect_pipe", "suspect_weights"},

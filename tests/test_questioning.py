@@ -131,9 +131,10 @@ def test_no_more_is_asked_than_allowed(max_queries):
     assert len(suspect.asked) == verdict.num_asked == max_queries and not verdict.marked
 
 
-def test_a_negative_number_of_questions_is_refused():
-    with pytest.raises(ValueError, match=r"Expected an integer >= 0, .* Received: max_queries=-5"):
-        Questioning(KEY).run(Suspect(), max_queries=-5)
+@pytest.mark.parametrize("max_queries", [-5, 2.5])
+def test_what_is_no_number_of_questions_is_refused(max_queries):
+    with pytest.raises(ValueError, match=rf"Expected an integer >= 0, .* Received: max_queries={max_queries}"):
+        Questioning(KEY).run(Suspect(), max_queries=max_queries)
 
 
 def test_an_interrupted_questioning_goes_on(tmp_path):

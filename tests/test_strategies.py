@@ -608,16 +608,18 @@ def _what_a_tpu_cannot_do(function, *args):
 
 @needs_tensorflow
 @pytest.mark.parametrize(
-    ("network", "centres"),
-    [(path.stem, "batch") for path in sorted((REPOSITORY / "models").glob("[!_]*.py"))] + [("mnist_mlp", "learned")],
+    ("network", "centres", "num_triggers"),
+    [(path.stem, "batch", 0) for path in sorted((REPOSITORY / "models").glob("[!_]*.py"))]
+    + [("mnist_mlp", "learned", 0), ("mnist_mlp", "batch", 2)],
 )
-def test_xla_compiles_the_whole_marked_step_with_static_shapes_and_nothing_on_the_host(network, centres):
+def test_xla_compiles_the_whole_marked_step_with_static_shapes_and_nothing_on_the_host(network, centres, num_triggers):
     import tensorflow as tf
 
     build, carrier, shape, dtype, num_classes = _networks()[network]
     key = ds.OwnerKey("ACME Vision", [ds.Carrier(carrier, range(num_classes), 8)], ds.DecisionRule(), bytes(32))
     model = build({carrier: ds.SignatureRegularizer(key, carrier, centres=centres)}, ds.WatermarkedModel)
     model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+    model.num_triggers_per_batch = num_triggers
     x = tf.cast(tf.random.uniform((4, *shape), 0, 50, tf.int32, seed=0), dtype)
     y = tf.range(4) % num_classes
     # Makes the variables of optimizer and metrics.

@@ -304,10 +304,17 @@ def test_early_stopping_of_shuffled_labels_is_refused():
         verify_predict_fn(knows_all, key_of(label_rule="shuffled"), stop_early=True)
 
 
-@pytest.mark.parametrize("batch_size", [0, -1])
-def test_an_empty_batch_is_refused(batch_size):
+@pytest.mark.parametrize("batch_size", [0, -1, 2.5, "3", True])
+def test_what_is_no_batch_is_refused(batch_size):
     with pytest.raises(ValueError, match="`batch_size`. Expected an integer >= 1"):
         verify_predict_fn(knows_all, KEY, batch_size=batch_size)
+
+
+def test_answers_of_unequal_lengths_are_an_error():
+    with pytest.raises(
+        ValueError, match=r"`predictions`. Expected .* sequences of equal lengths. Received: a list of 2"
+    ):
+        verify_predictions([[1, 2], [3]], KEY)
 
 
 def test_an_answer_of_another_length_is_an_error():
@@ -379,6 +386,8 @@ def test_what_a_made_up_key_asks_for_is_not_derived():
     """It would take more than any machine's memory: so many triggers drawn, numbers in an input of each."""
     with pytest.raises(ValueError, match="`num_drawn`. Expected at most 64 for each .* Received: num_drawn=1000000000"):
         _forged(KEY, num_drawn=10**9)
+    with pytest.raises(ValueError, match="`num_drawn`. Expected an integer >= 1. Received: num_drawn='x'"):
+        _forged(KEY, num_drawn="x")
     with pytest.raises(ValueError, match="`basis`. Expected a non-empty array of numbers"):
         _forged(KEY, basis=b"no array")
     endless = np.broadcast_to(np.int8(0), (2, 2**40))

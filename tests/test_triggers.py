@@ -243,6 +243,10 @@ def test_a_model_that_knows_all_labels_leaves_no_trigger():
         ({"num_classes": True}, "`num_classes`. Expected an integer >= 2, .* Received: num_classes=True"),
         ({"examples": []}, "`examples`. Expected a non-empty array of numbers"),
         (
+            {"examples": [[1, 2], [3]]},
+            "`examples`. Expected an array, or sequences of equal lengths. Received: a list of 2",
+        ),
+        (
             {"examples": photographs(1), "family": "blends"},
             "nothing to blend. Expected at least two examples. Received: 1",
         ),

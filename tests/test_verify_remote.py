@@ -143,6 +143,10 @@ def test_an_interrupted_questioning_goes_on_and_decoys_hide_it(key, tmp_path, ca
         ({"commitment": "0" * 64}, "ValueError: The commitment is not this key's. "),
         ({"version": "latest"}, "ValueError: "),
         ({"decoys": "absent.npy"}, "FileNotFoundError: "),
+        (
+            {"decoys": __file__},
+            "ValueError: These decoys cannot be read. Expected arrays of numbers in a .npy or .npz file. ",
+        ),
         ({"token_variable": "NO_SUCH_TOKEN"}, "ValueError: The token cannot be sent. "),
         ({"url": "nowhere"}, "ValueError: This is no address of a model. "),
         ({"protocol": "json"}, "RemoteError: "),

@@ -5,6 +5,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from deepsigns_tf.arguments import check_number_of
 from deepsigns_tf.attacks.graphs import as_functional
 from deepsigns_tf.attacks.recipes import Recipe, copied, fit, puts_out_probabilities
 
@@ -122,10 +123,7 @@ def neural_cleanse(
     Source: Wang et al., "Neural cleanse: Identifying and mitigating backdoor attacks in neural networks", S&P 2019.
     """
     _check_gradients(model)
-    if num_steps < 1:
-        raise ValueError(
-            f"Invalid value for argument `num_steps`. Expected an integer >= 1. Received: num_steps={num_steps!r}"
-        )
+    check_number_of("num_steps", num_steps)
     copy = copied(model, seed)
     patches = [_smallest_patch(copy, x, target, seed, num_steps) for target in np.unique(y)]
     mask, pattern = min(patches, key=lambda patch: float(patch[0].sum()))
