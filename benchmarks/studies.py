@@ -190,7 +190,7 @@ def _result(network: Network, config: Config, runs: list[dict[str, Any] | None])
         **circumstances(command_line(f"benchmarks.{network.name}", config)),
         "date": " to ".join(sorted({min(days), max(days)})),
         "hardware": _all_of([row["hardware"] for row in rows]),
-        "versions": {name: _all_of([row["versions"][name] for row in rows]) for name in rows[0]["versions"]},
+        "versions": _all_versions([row["versions"] for row in rows]),
         "data": rows[0]["data"],
         "num_missing": len(runs) - len(rows),
         "rows": rows,
@@ -216,6 +216,11 @@ def _begun(path: pathlib.Path, network: Network, config: Config) -> dict[tuple[i
                 _check_settings(row, each, path)
                 rows[number, seed] = row
     return rows
+
+
+def _all_versions(runs: list[dict[str, str]]) -> dict[str, str]:
+    names = dict.fromkeys(name for versions in runs for name in versions)
+    return {name: _all_of([versions[name] for versions in runs if name in versions]) for name in names}
 
 
 def _all_of(values: list[str]) -> str:

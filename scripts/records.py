@@ -1,16 +1,21 @@
 """What a recorded result says about how it came about."""
 
+import contextlib
 import datetime
 import json
 import os
 import pathlib
 import platform
+import subprocess
 from typing import Any
 
 import keras
 import numpy as np
 
+import deepsigns_tf as ds
 from deepsigns_tf.files import write_atomically
+
+_ROOT = pathlib.Path(__file__).parents[1]
 
 
 def circumstances(command: str) -> dict[str, Any]:
@@ -31,6 +36,7 @@ def circumstances(command: str) -> dict[str, Any]:
             "keras": keras.__version__,
             "backend": f"{keras.backend.backend()} {_backend_version()}",
             "numpy": np.__version__,
+            "deepsigns_tf": f"{ds.__version__}{_commit()}",
         },
     }
 
@@ -55,6 +61,17 @@ def result_file(results_dir: str, name: str) -> pathlib.Path:
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Writes a result as a whole or not at all."""
     write_atomically(path, json.dumps(value, indent=2).encode() + b"\n")
+
+
+def _commit() -> str:
+    """Which state of the sources this is, where they are under git: `, commit 0123456789ab`, and `-dirty` if they were changed since."""
+    # A copy within some other repository is not that one's state.
+    repository = [f"--git-dir={_ROOT / '.git'}", f"--work-tree={_ROOT}"]
+    command = ["git", *repository, "describe", "--always", "--exclude=*", "--abbrev=12", "--dirty"]
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        described = subprocess.run(command, capture_output=True, check=True, text=True)
+        return f", commit {described.stdout.strip()}"
+    return ""
 
 
 def _processor() -> str:

@@ -9,6 +9,8 @@ import math
 import operator
 import os
 import re
+import shutil
+import subprocess
 import time
 import types
 
@@ -46,6 +48,7 @@ from scripts import (
     attack,  # noqa: E402
     cores,  # noqa: E402
     folders,  # noqa: E402
+    records,  # noqa: E402
 )
 from scripts.configs import result_settings  # noqa: E402
 from scripts.marking import regularizers  # noqa: E402
@@ -541,6 +544,29 @@ def test_a_result_is_written_run_for_run_and_outlives_the_runs_folders(network, 
         run_at_most(6)
 
 
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not here")
+def test_a_record_says_which_state_of_the_sources_it_comes_from(tmp_path, monkeypatch):
+    def state():
+        return records.circumstances("command")["versions"]["deepsigns_tf"]
+
+    def git(*arguments):
+        identity = ["-c", "user.name=N", "-c", "user.email=e@x", "-c", "commit.gpgsign=false"]
+        subprocess.run(["git", "-C", str(tmp_path), *identity, *arguments], check=True, capture_output=True)
+
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    monkeypatch.setattr(records, "_ROOT", tmp_path)
+    assert state() == ds.__version__
+    (tmp_path / "source.py").write_text("1")
+    for arguments in (["init"], ["add", "source.py"], ["commit", "-m", "first"]):
+        git(*arguments)
+    assert re.fullmatch(re.escape(ds.__version__) + ", commit [0-9a-f]{12}", state())
+    (tmp_path / "source.py").write_text("2")
+    assert state().endswith("-dirty")
+    monkeypatch.setattr(records, "_ROOT", inside)
+    assert state() == ds.__version__
+
+
 def test_a_result_tells_the_circumstances_of_its_runs(network, tmp_path, monkeypatch):
     """Not those in which they were put together."""
     config = studies.Config("both", runs_dir=str(tmp_path / "runs"), results_dir=str(tmp_path / "results"))
@@ -552,11 +578,13 @@ def test_a_result_tells_the_circumstances_of_its_runs(network, tmp_path, monkeyp
         folder.mkdir(parents=True)
         row["settings"] |= {"strength": strength}
         row |= {"date": f"2026-01-0{2 - number}", "hardware": f"machine {number}", "versions": {"keras": "3.14"}}
+        row["versions"] |= {"deepsigns_tf": f"0.1.0, commit {number}"} if number else {}
         (folder / "row.json").write_text(json.dumps(row))
     monkeypatch.setattr(studies, "_wait_for_twin", str)
     result = studies.run(network, config)
     assert result["date"] == "2026-01-01 to 2026-01-02" and result["hardware"] == "machine 0 and machine 1"
-    assert result["versions"] == {"keras": "3.14"}
+    # The earlier one's record knew no commit.
+    assert result["versions"] == {"keras": "3.14", "deepsigns_tf": "0.1.0, commit 1"}
 
 
 def test_an_error_of_one_run_ends_the_others():
