@@ -42,7 +42,8 @@ def calibration_cells(row: Result) -> list[str]:
         f"{row['nominal']:g}",
         f"{row['attained']:.5f}" if "attained" in row else "a bound",
         f"{row['observed']:.5f}",
-        "[{:.5f}, {:.5f}]".format(*row["interval"]),
+        # A normal interval does not know that a share is never negative.
+        "[{:.5f}, {:.5f}]".format(*(max(0.0, end) for end in row["interval"])),
         "yes" if row["as_promised"] else "**no**",
     ]
 
