@@ -330,6 +330,16 @@ class Evidence:
         stamps = [stamp for later, stamp in self.time_stamps.items() if later >= number]
         return min(stamps, key=lambda stamp: stamp.time, default=None)
 
+    def releases_with(self, weights: str, commitment: str) -> tuple[str, ...]:
+        """Names of the releases of these weights that were stated of a key.
+
+        Args:
+            weights: `weights_digest` of a model.
+            commitment: The key's.
+        """
+        releases = [each.release for each in self.statements if each.commitment == commitment and each.release]
+        return tuple(release.id for release in releases if release.weights == weights)
+
     def opened_by(self, owner_key: OwnerKey) -> Opened:
         """What the chain says about a key.
 

@@ -284,8 +284,14 @@ def _in_plain_words(verdict: Verdict | TriggerVerdict) -> str:
         return f"The owner's mark was not found in {what}. That does not show that the model is of another origin: a mark can be removed."
     return (
         f"The owner's secret mark is in {what}. By chance, a model that has nothing to do with this key would show as much "
-        f"{_how_often(verdict.log10_p_value)}. {_condition(verdict)}"
+        f"{_how_often(verdict.log10_p_value)}. {_condition(verdict)}{_copy(verdict)}"
     )
+
+
+def _copy(verdict: Verdict | TriggerVerdict) -> str:
+    if not isinstance(verdict, Verdict) or not verdict.copy_of:
+        return ""
+    return f" Its weights are, number for number, those that the owner stated as release {', '.join(map(repr, verdict.copy_of))}."
 
 
 def _condition(verdict: Verdict | TriggerVerdict) -> str:

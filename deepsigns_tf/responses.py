@@ -21,6 +21,7 @@ from deepsigns_tf.activations import (
     pool,
     record_activations,
 )
+from deepsigns_tf.weights_digest import weights_digest
 
 
 class Place(NamedTuple):
@@ -82,6 +83,9 @@ class Respondent(Protocol):
     def file_digest(self) -> str | None:
         """SHA-256 of the file that it was loaded from, in hexadecimal; None where that is not known."""
 
+    def digest_of_weights(self) -> str:
+        """`weights_digest` of the model, in hexadecimal."""
+
     def class_means(self, inputs: Inputs, labels: np.ndarray, roles: Sequence[Role]) -> list[Responses]:
         """Class means of inputs, one entry for each role."""
 
@@ -126,6 +130,10 @@ class LocalModel:
     def file_digest(self) -> None:
         """Not known."""
         return None
+
+    def digest_of_weights(self) -> str:
+        """`weights_digest` of the model."""
+        return weights_digest(self._model)
 
     def class_means(self, inputs: Inputs, labels: np.ndarray, roles: Sequence[Role]) -> list[Responses]:
         """Class means, in one pass over the inputs."""

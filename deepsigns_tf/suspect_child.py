@@ -165,6 +165,7 @@ def _answers(model: Any) -> dict[str, Callable[[dict[str, Any], list[np.ndarray]
     return {
         "inputs": lambda asked, arrays: (local.input_shapes(), []),
         "layers": lambda asked, arrays: (local.layer_paths(), []),
+        "weights": lambda asked, arrays: (local.digest_of_weights(), []),
         "predict": predicted,
         "features": lambda asked, arrays: told(local.features(inputs_of(asked, arrays), roles_of(asked))),
         "class_means": lambda asked, arrays: told(

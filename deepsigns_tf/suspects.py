@@ -15,6 +15,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -174,6 +175,13 @@ class Suspect:
         if len(answers) != 1 or answers[0].ndim < 1 or len(answers[0]) != len(arrays[0]):
             self._unbelievable(f"one answer to each of {len(arrays[0])} inputs", [each.shape for each in answers])
         return answers[0]
+
+    def digest_of_weights(self) -> str:
+        """`weights_digest` of the model, by the word of its process."""
+        digest, _ = self._asked({"ask": "weights"}, [])
+        if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
+            self._unbelievable("64 hexadecimal digits", digest)
+        return digest
 
     def class_means(self, inputs: Inputs, labels: np.ndarray, roles: Sequence[Role]) -> list[Responses]:
         """Class means of inputs, one entry for each role, as `responses.LocalModel.class_means`."""

@@ -148,6 +148,7 @@ class Verdict(Decision):
             map was committed to and its layers bear those names; with a reference those to both models' layers, twice, in addition.
         matched: Whether the suspect's units were matched with those of the key's reference for this reading.
         readings: One reading for each carrier.
+        copy_of: Stated releases whose weights the suspect has, number for number. It says nothing of p, nor does p need it.
     """
 
     log10_p_hard: float
@@ -155,6 +156,7 @@ class Verdict(Decision):
     num_assignments: int
     matched: bool
     readings: tuple[SignatureReading, ...]
+    copy_of: tuple[str, ...] = ()
 
     @property
     def num_bits(self) -> int:
@@ -191,6 +193,10 @@ class Verdict(Decision):
                 f"margins {reading.margins.min():.2f} (smallest), {np.median(reading.margins):.2f} (median)",
                 f"  error rates     {_rates_in_words(reading)}",
             ]
+        if self.copy_of:
+            findings.append(
+                f"  weights         those of release {', '.join(map(repr, self.copy_of))}, number for number"
+            )
         return self._in_words(findings, f"{self.decision.test} test")
 
     def to_dict(self) -> dict[str, Any]:
@@ -204,6 +210,7 @@ class Verdict(Decision):
             "num_matches": self.num_matches,
             "bit_error_rate": self.bit_error_rate,
             "readings": [reading.to_dict() for reading in self.readings],
+            "copy_of": list(self.copy_of),
         }
 
 
@@ -322,7 +329,14 @@ def each_way(
         raise errors[0]
     read = [model] if reference is None else [model, other]
     caveats = [caveat for each in read for caveat in respondent(each).caveats]
-    return [verdict.assuming(*dict.fromkeys(caveats)) for verdict in verdicts]
+    copy_of = _copy_of(model, owner_key, evidence)
+    return [dataclasses.replace(verdict.assuming(*dict.fromkeys(caveats)), copy_of=copy_of) for verdict in verdicts]
+
+
+def _copy_of(model: keras.Model | Respondent, owner_key: OwnerKey, evidence: Evidence | None) -> tuple[str, ...]:
+    if evidence is None or not any(each.release for each in evidence.statements):
+        return ()
+    return evidence.releases_with(respondent(model).digest_of_weights(), owner_key.commitment())
 
 
 def _referred(reference: str | os.PathLike[str] | Respondent, owner_key: OwnerKey) -> keras.Model | Respondent:

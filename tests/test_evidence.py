@@ -337,6 +337,22 @@ def test_a_committed_map_spares_the_search(folder):
     assert "bear the names in the committed carrier-to-layer map" in verdict.summary()
 
 
+def test_a_copy_of_a_stated_release_is_told_as_such(folder):
+    """Number for number: one that differs in the last bit is judged by its mark alone."""
+    model, other = make_model(KEY), make_key(bytes(32))
+    weights = weights_digest(model)
+    found = loaded(folder, (KEY,), (KEY, "0.9", WEIGHTS), (KEY, "1.0", weights), (other,), (other, "2.0", weights))
+    verdict = ds.verify(model, KEY, evidence=found)
+    assert verdict.copy_of == ("1.0",) and verdict.to_dict()["copy_of"] == ["1.0"]
+    assert "weights         those of release '1.0', number for number" in verdict.summary()
+    assert ds.verify(model, KEY).copy_of == () == ds.verify(model, KEY, commitment=KEY.commitment()).copy_of
+    kernel = model.get_layer("hidden").kernel
+    kernel.assign(np.nextafter(kernel.numpy(), np.float32(np.inf), dtype="float32"))
+    changed = ds.verify(model, KEY, evidence=found)
+    assert changed.copy_of == () and "number for number" not in changed.summary()
+    assert changed.log10_p_value == verdict.log10_p_value
+
+
 def test_a_renamed_suspect_is_searched_and_pays(folder):
     found, searched = loaded(folder, (KEY,), (KEY, "1.0", WEIGHTS)), ds.verify(make_model(KEY), KEY).num_assignments
     verdict = ds.verify(make_model(KEY, names=("stolen", "other")), KEY, evidence=found)
@@ -461,6 +477,8 @@ def test_a_claim_from_commitment_to_verdict(files, trusted, capsys):
     assert verify.run(config) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("MARKED: claim of ACME Vision\n") and "UTC by the time-stamp of CN=Authority" in printed
+    # The suspect's process told the digest.
+    assert "those of release '1.0', number for number" in printed
     assert json.loads((files / "verdict.json").read_text())["num_assignments"] == 1
     assert verify.run(verify.Config(str(files / "stranger.keras"), **asked)) == 1
     # Stated today, of a suspect that is older.

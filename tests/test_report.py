@@ -89,6 +89,12 @@ def test_the_page_says_the_verdict_first_and_in_plain_words(report):
     assert page.texts["dd"] == [fixed, "p was multiplied by 1 for the places in which the mark was looked for"]
 
 
+def test_a_copy_of_a_release_is_told_in_plain_words(report):
+    verdict = dataclasses.replace(report.verdict, copy_of=("1.0", HOSTILE))
+    words = " ".join(Page(dataclasses.replace(report, verdict=verdict).to_html()).texts["p"])
+    assert f"number for number, those that the owner stated as release '1.0', {HOSTILE!r}." in words
+
+
 def test_a_page_that_names_the_marked_layer_says_for_whom_it_is(report, blobs):
     key = ds.OwnerKey.generate("ACME Vision").with_triggers("noise", 100, 10, blobs[0])
     by_answers = Report(ds.verify_predictions(key.triggers.labels, key), "their server")

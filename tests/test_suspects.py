@@ -30,6 +30,7 @@ from deepsigns_tf.suspect_files import WEIGHTS, LookedAt, SuspectLimits, look_at
 from deepsigns_tf.suspect_pipe import Pipe, TalkError
 from deepsigns_tf.suspect_weights import look_at_weights
 from deepsigns_tf.suspects import Suspect, load_suspect
+from deepsigns_tf.weights_digest import weights_digest
 from tests.honest_models import HONEST, NUM_EXAMPLES, inputs_for
 from tests.malicious_files import (
     MALICIOUS,
@@ -254,6 +255,16 @@ def test_an_answer_for_too_few_inputs_is_none(folder, monkeypatch):
         suspect.predict(np.ones((2, 4), "float32"))
 
 
+@pytest.mark.parametrize("digest", ["7", "'7'", f"'{64 * 'F'}'"])
+def test_a_digest_that_is_none_is_not_compared(digest, folder, monkeypatch):
+    monkeypatch.setattr(suspects, "_START", _TALK + _HELLO + f"pipe.send({digest})")
+    with (
+        load_suspect(save(folder, model())) as suspect,
+        pytest.raises(ValueError, match="does not say what it was asked. Expected 64 hexadecimal digits"),
+    ):
+        suspect.digest_of_weights()
+
+
 @pytest.mark.parametrize("layers", ["7", "[1]", "['\\n']"])
 def test_a_process_that_describes_no_model_is_not_asked(layers, folder, monkeypatch):
     says = (
@@ -345,6 +356,7 @@ def test_a_suspect_is_verified_as_a_model_of_this_process_is(folder):
     key = key.with_triggers("noise", 50, 4, random.random((50, 8)))
     with load_suspect(path) as suspect:
         assert (suspect.isolation == ISOLATED) == (suspect.caveats == ())
+        assert suspect.digest_of_weights() == weights_digest(network)
         limits, status = (
             pathlib.Path(f"/proc/{suspect._process.pid}/{name}").read_text() for name in ("limits", "status")
         )
