@@ -45,7 +45,7 @@ def summary_table(results: dict[str, Result]) -> str:
             continue
         result = results[f"{name}_default"]
         unmarked, marked = (accuracies(result, which) for which in ("unmarked", "marked"))
-        shown = f"{(marked - unmarked).mean():+.2f}"
+        shown, missing = f"{(marked - unmarked).mean():+.2f}", result.get("num_missing", 0)
         if len(marked) > 1:
             shown += " [{:+.2f}, {:+.2f}]".format(*interval(marked - unmarked))
         rows.append(
@@ -54,7 +54,7 @@ def summary_table(results: dict[str, Result]) -> str:
                 f"{unmarked.mean():.2f}",
                 f"{marked.mean():.2f}",
                 shown,
-                len(marked),
+                f"{len(marked)} of {len(marked) + missing}" if missing else len(marked),
                 result["rows"][0]["num_bits"],
                 max(_num_errors(row, "key inputs") for row in result["rows"]),
                 f"{max(row['log10_p_value']['marked'] for row in result['rows']):.1f}",

@@ -286,11 +286,12 @@ def _recorded(*rows):
 def test_the_summary_has_a_row_a_network_over_all_seeds(monkeypatch):
     monkeypatch.setattr(tables, "_NETWORKS", {"a": ("A", "80 / 79"), "b": ("B", "")})
     several = _recorded(_row(0, 0.81), _row(1, 0.82, wrong=3), _row(2, 0.83))
-    text = tables.summary_table({"a_default": several, "b_default": _recorded(_row(0, 0.815))})
+    begun = _recorded(_row(0, 0.815)) | {"num_missing": 4}
+    text = tables.summary_table({"a_default": several, "b_default": begun})
     first, second = text.splitlines()[2:]
     # Student's t with two degrees of freedom: 4.303 standard errors of 1 / sqrt(3).
     assert first == "| A | 82.00 | 82.00 | +0.00 [-2.48, +2.48] | 3 | 640 | 3 | -189.1 | 80 / 79 |"
-    assert second == "| B | 82.00 | 81.50 | -0.50 | 1 | 640 | 0 | -192.1 |  |"
+    assert second == "| B | 82.00 | 81.50 | -0.50 | 1 of 5 | 640 | 0 | -192.1 |  |"
 
 
 def test_the_search_shows_each_place_of_the_mark():
