@@ -74,10 +74,10 @@ def evidence_of(config: Any) -> "Evidence | None":
 
 
 def moment_in(text: str) -> datetime.datetime:
-    """What a flag says of a moment, in UTC.
+    """What the flag `suspect_since` says, in UTC.
 
     Raises:
-        ValueError: If it is no date.
+        ValueError: If it is no date, or one to come: the suspect is here.
     """
     try:
         moment = datetime.datetime.fromisoformat(text)
@@ -85,7 +85,13 @@ def moment_in(text: str) -> datetime.datetime:
         raise ValueError(
             f"Invalid value for flag `suspect_since`. Expected a date, as in 2026-11-26. Received: suspect_since={text!r}"
         ) from error
-    return moment.replace(tzinfo=datetime.UTC) if moment.tzinfo is None else moment.astimezone(datetime.UTC)
+    moment = moment.replace(tzinfo=datetime.UTC) if moment.tzinfo is None else moment.astimezone(datetime.UTC)
+    if moment > datetime.datetime.now(datetime.UTC):
+        raise ValueError(
+            "Invalid value for flag `suspect_since`. Expected a date that has come, since the suspect is here. "
+            f"Received: suspect_since={text!r}"
+        )
+    return moment
 
 
 def roots_in(path: str | None) -> bytes | None:

@@ -468,7 +468,7 @@ def test_a_claim_from_commitment_to_verdict(files, trusted, capsys):
         "owner_key": str(files / "owner.key"),
         "evidence": str(files / "evidence"),
         "tsa_roots": str(files / "root.pem"),
-        "suspect_since": "2100-01-01",
+        "suspect_since": datetime.datetime.now(datetime.UTC).isoformat(),
     }
     config = verify.Config(
         str(files / "marked.keras"), **asked, dump=str(files / "dump.npz"), verdict=str(files / "verdict.json")

@@ -1,6 +1,7 @@
 """Reports: what they say, that they need nothing else, and that nothing in them can act or is secret."""
 
 import dataclasses
+import datetime
 import html.parser
 import io
 import json
@@ -202,7 +203,7 @@ CLAIM = {
     "model": str(FIXTURE / "marked.keras"),
     "owner_key": str(FIXTURE / "owner.key"),
     "evidence": str(FIXTURE / "evidence"),
-    "suspect_since": "2099-01-01",
+    "suspect_since": datetime.datetime.now(datetime.UTC).isoformat(),
     "tsa_roots": str(FIXTURE / "root.pem"),
 }
 
@@ -248,8 +249,8 @@ def test_the_program_reports_on_a_claim_with_all_controls(tmp_path):
     assert whats == [
         "Statement 1: the owner committed to the key",
         "Statement 2: release '1.0'",
-        "The suspect was read for this report",
         "The suspect exists",
+        "The suspect was read for this report",
     ]
     assert value["timeline"][0]["date"].endswith(" UTC")
     digest = file_digest(FIXTURE / "marked.keras")
@@ -286,6 +287,7 @@ def test_a_wrong_key_is_like_the_owners_but_for_the_secret(family, owner_key, bl
     ("settings", "told"),
     [
         ({"suspect_since": "yesterday"}, "Invalid value for flag `suspect_since`. Expected a date"),
+        ({"suspect_since": "2999-01-01"}, "Invalid value for flag `suspect_since`. Expected a date that has come"),
         ({"held_out": "x_only.npz"}, "These are no inputs to read with. Expected the arrays x_test and y_test"),
         ({"held_out": "narrow.npz"}, "Received: {'x_test': (8, 3), 'y_test': (8,)} in "),
         ({"held_out": "narrow.npz", "by": "answers"}, "There are no other inputs to read with. "),
