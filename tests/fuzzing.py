@@ -321,6 +321,8 @@ def message(folder: pathlib.Path) -> Parser:
 
 def attacks(folder: pathlib.Path) -> Parser:
     """What `scripts.report` takes from `scripts.attack`."""
+    # Which it imports when it first reads: no file's fault.
+    import deepsigns_tf.report  # noqa: F401
     from scripts.report import _attacks_in
 
     path = folder / "attacks.json"
