@@ -36,7 +36,7 @@ def run(config: Config) -> dict[str, Any]:
     import deepsigns_tf as ds
     from models.wide_resnet import FEATURES, wide_resnet
     from scripts.precision import dtype_policy
-    from scripts.records import circumstances, result_file, write_json
+    from scripts.records import accelerators, circumstances, result_file, write_json
 
     path = result_file(config.results_dir, "accelerator")
     with dtype_policy(config.dtype_policy):
@@ -49,7 +49,7 @@ def run(config: Config) -> dict[str, Any]:
         row = measured_pairs(*(_fit(model, config) for model in models), config)
     result = {
         **circumstances(command_line("benchmarks.accelerator", config)),
-        "device": _devices(),
+        "device": accelerators() or ["CPU"],
         "data": f"random images, batch size {config.batch_size}, WRN-{config.depth}-{config.width}, {config.dtype_policy}",
         "rows": [
             {"setting": f"WRN-{config.depth}-{config.width}", "num_bits": key.num_bits}
@@ -60,17 +60,6 @@ def run(config: Config) -> dict[str, Any]:
     write_json(path, result)
     print(result)
     return result
-
-
-def _devices() -> list[str]:
-    """What the backend computes on, by the names that the devices' makers give them where it tells."""
-    import keras
-
-    if keras.backend.backend() == "jax":
-        import jax
-
-        return [device.device_kind for device in jax.devices()]
-    return [str(device) for device in keras.distribution.list_devices()] or ["CPU"]
 
 
 def _fit(model: Any, config: Config) -> Callable[[], None]:

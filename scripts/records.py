@@ -30,7 +30,7 @@ def circumstances(command: str) -> dict[str, Any]:
     return {
         "command": command,
         "date": today(),
-        "hardware": f"{os.cpu_count()} cores, {_processor()}",
+        "hardware": ", ".join([f"{os.cpu_count()} cores", _processor(), *accelerators()]),
         "versions": {
             "python": platform.python_version(),
             "keras": keras.__version__,
@@ -61,6 +61,25 @@ def result_file(results_dir: str, name: str) -> pathlib.Path:
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Writes a result as a whole or not at all."""
     write_atomically(path, json.dumps(value, indent=2).encode() + b"\n")
+
+
+def accelerators() -> list[str]:
+    """What the backend computes on beside the processor, by the names that the makers give, each kind once."""
+    backend = keras.backend.backend()
+    if backend == "jax":
+        import jax
+
+        names = [device.device_kind for device in jax.devices() if device.platform != "cpu"]
+    elif backend == "torch":
+        import torch
+
+        names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    else:
+        import tensorflow as tf
+
+        found = tf.config.list_physical_devices("GPU")
+        names = [tf.config.experimental.get_device_details(device).get("device_name", device.name) for device in found]
+    return list(dict.fromkeys(names))
 
 
 def _commit() -> str:

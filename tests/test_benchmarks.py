@@ -545,6 +545,11 @@ def test_a_result_is_written_run_for_run_and_outlives_the_runs_folders(network, 
         run_at_most(6)
 
 
+def test_a_record_names_the_accelerator(monkeypatch):
+    monkeypatch.setattr(records, "accelerators", lambda: ["NVIDIA H100", "TPU v5"])
+    assert records.circumstances("command")["hardware"].endswith(", NVIDIA H100, TPU v5")
+
+
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not here")
 def test_a_record_says_which_state_of_the_sources_it_comes_from(tmp_path, monkeypatch):
     def state():
