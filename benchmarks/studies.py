@@ -170,13 +170,15 @@ def run(network: Network, config: Config) -> dict[str, Any]:
     # Seed for seed, since whole seeds are what a begun result is taken up with.
     to_come = sorted((each for each in runs if each not in rows), key=lambda each: each[1])
     print(f"{len(rows)} of {len(runs)} stand in {path} already", flush=True)
+    result = _result(network, config, [rows.get(each) for each in runs]) if rows else {}
     with pool_on_cores(config.num_workers) as pool:
         jobs = {pool.submit(_run, network, config, *each): each for each in to_come}
         for job in concurrent.futures.as_completed(jobs):
             rows[jobs[job]] = row = job.result()
             print(f"{len(rows)} of {len(runs)} done: seed {row['settings']['seed']}", flush=True)
-            write_json(path, _result(network, config, [rows.get(each) for each in runs]))
-    return dict(json.loads(path.read_text()))
+            result = _result(network, config, [rows.get(each) for each in runs])
+            write_json(path, result)
+    return result
 
 
 def _result(network: Network, config: Config, runs: list[dict[str, Any] | None]) -> dict[str, Any]:

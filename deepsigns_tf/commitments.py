@@ -203,10 +203,7 @@ class Opened:
     @property
     def committed(self) -> bool:
         """Whether the statement is known to be older than the suspect. Who shows statements without a date may have made them today."""
-        return self._is_older(self.time_stamp)
-
-    def _is_older(self, time_stamp: TimeStamp | None) -> bool:
-        return time_stamp is not None and self.suspect_since is not None and time_stamp.time < self.suspect_since
+        return _is_older(self.time_stamp, self.suspect_since)
 
     @property
     def factor(self) -> int:
@@ -216,7 +213,9 @@ class Opened:
     @property
     def layers_committed(self) -> bool:
         """Whether one carrier-to-layer map was stated before the suspect existed, and no other: later it could be chosen to suit it."""
-        return bool(self.releases) and not self.num_other_maps and self._is_older(self.release_time_stamp)
+        return (
+            bool(self.releases) and not self.num_other_maps and _is_older(self.release_time_stamp, self.suspect_since)
+        )
 
     def in_words(self) -> list[str]:
         """Sentences for `Decision.assumptions`."""
@@ -270,6 +269,10 @@ class Opened:
             "suspect_since": self.suspect_since and self.suspect_since.isoformat(),
             "committed": self.committed,
         }
+
+
+def _is_older(time_stamp: TimeStamp | None, suspect_since: datetime.datetime | None) -> bool:
+    return time_stamp is not None and suspect_since is not None and time_stamp.time < suspect_since
 
 
 @dataclasses.dataclass(frozen=True)
@@ -331,14 +334,19 @@ class Evidence:
         return min(stamps, key=lambda stamp: stamp.time, default=None)
 
     def releases_with(self, weights: str, commitment: str) -> tuple[str, ...]:
-        """Names of the releases of these weights that were stated of a key.
+        """Names of the releases of these weights that were stated of a key before the suspect existed: afterwards anybody could.
 
         Args:
-            weights: `weights_digest` of a model.
+            weights: `weights_digest` of the suspect.
             commitment: The key's.
         """
-        releases = [each.release for each in self.statements if each.commitment == commitment and each.release]
-        return tuple(release.id for release in releases if release.weights == weights)
+        return tuple(
+            each.release.id
+            for each in self.statements
+            if each.release is not None
+            and (each.commitment, each.release.weights) == (commitment, weights)
+            and _is_older(self._dated(each.number), self.suspect_since)
+        )
 
     def opened_by(self, owner_key: OwnerKey) -> Opened:
         """What the chain says about a key.

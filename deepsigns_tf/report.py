@@ -291,7 +291,7 @@ def _in_plain_words(verdict: Verdict | TriggerVerdict) -> str:
 def _copy(verdict: Verdict | TriggerVerdict) -> str:
     if not isinstance(verdict, Verdict) or not verdict.copy_of:
         return ""
-    return f" Its weights are, number for number, those that the owner stated as release {', '.join(map(repr, verdict.copy_of))}."
+    return f" Its weights are, number for number, those that the owner had stated as release {', '.join(map(repr, verdict.copy_of))}."
 
 
 def _condition(verdict: Verdict | TriggerVerdict) -> str:

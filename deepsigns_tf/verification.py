@@ -148,7 +148,8 @@ class Verdict(Decision):
             map was committed to and its layers bear those names; with a reference those to both models' layers, twice, in addition.
         matched: Whether the suspect's units were matched with those of the key's reference for this reading.
         readings: One reading for each carrier.
-        copy_of: Stated releases whose weights the suspect has, number for number. It says nothing of p, nor does p need it.
+        copy_of: Releases, stated before the suspect existed, whose weights it has, number for number. It says nothing of p, nor does p
+            need it.
     """
 
     log10_p_hard: float

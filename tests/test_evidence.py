@@ -346,6 +346,9 @@ def test_a_copy_of_a_stated_release_is_told_as_such(folder):
     assert verdict.copy_of == ("1.0",) and verdict.to_dict()["copy_of"] == ["1.0"]
     assert "weights         those of release '1.0', number for number" in verdict.summary()
     assert ds.verify(model, KEY).copy_of == () == ds.verify(model, KEY, commitment=KEY.commitment()).copy_of
+    # Who has seen a suspect can state its weights.
+    for undated in ({"time_stamps": {}}, {"suspect_since": None}, {"suspect_since": STATED}):
+        assert ds.verify(model, KEY, evidence=dataclasses.replace(found, **undated)).copy_of == ()
     kernel = model.get_layer("hidden").kernel
     kernel.assign(np.nextafter(kernel.numpy(), np.float32(np.inf), dtype="float32"))
     changed = ds.verify(model, KEY, evidence=found)

@@ -93,7 +93,7 @@ def test_the_page_says_the_verdict_first_and_in_plain_words(report):
 def test_a_copy_of_a_release_is_told_in_plain_words(report):
     verdict = dataclasses.replace(report.verdict, copy_of=("1.0", HOSTILE))
     words = " ".join(Page(dataclasses.replace(report, verdict=verdict).to_html()).texts["p"])
-    assert f"number for number, those that the owner stated as release '1.0', {HOSTILE!r}." in words
+    assert f"number for number, those that the owner had stated as release '1.0', {HOSTILE!r}." in words
 
 
 def test_a_page_that_names_the_marked_layer_says_for_whom_it_is(report, blobs):
