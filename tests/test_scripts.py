@@ -659,7 +659,8 @@ def test_a_verification_that_gives_no_verdict_stops_the_run(train, training, fin
     folder = tmp_path / "copy"
     shutil.copytree(finished.folder, folder)
     monkeypatch.setattr(train, "load_mnist", lambda name, data_dir: digits)
-    monkeypatch.setattr(training.subprocess, "run", lambda *args, **kwargs: types.SimpleNamespace(returncode=2))
+    ended = types.SimpleNamespace(returncode=2)
+    monkeypatch.setattr(training, "subprocess", types.SimpleNamespace(run=lambda *args, **kwargs: ended))
     with pytest.raises(RuntimeError) as error:
         train.run(dataclasses.replace(finished.config, output_dir=str(folder), resume=True))
     assert str(error.value) == (
