@@ -123,7 +123,9 @@ def _opened(file: pathlib.Path) -> dict[str, Any]:
     except ValueError as error:
         # The largest of all processes so far that ended; the kernel keeps no other account of them.
         largest = 1024 * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-        told = {"opened": False, "reason": str(error), "peak_memory_gib": largest / _GIB}
+        # Temporary folders are no result.
+        reason = str(error).replace(tempfile.gettempdir(), "TEMPORARY")
+        told = {"opened": False, "reason": reason, "peak_memory_gib": largest / _GIB}
     return {**told, "seconds": time.monotonic() - began}
 
 

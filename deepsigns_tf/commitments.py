@@ -333,18 +333,17 @@ class Evidence:
         stamps = [stamp for later, stamp in self.time_stamps.items() if later >= number]
         return min(stamps, key=lambda stamp: stamp.time, default=None)
 
-    def releases_with(self, weights: str, commitment: str) -> tuple[str, ...]:
-        """Names of the releases of these weights that were stated of a key before the suspect existed: afterwards anybody could.
+    def earlier_releases(self, commitment: str) -> tuple[Release, ...]:
+        """The releases that were stated of a key before the suspect existed: afterwards anybody could state its weights.
 
         Args:
-            weights: `weights_digest` of the suspect.
             commitment: The key's.
         """
         return tuple(
-            each.release.id
+            each.release
             for each in self.statements
             if each.release is not None
-            and (each.commitment, each.release.weights) == (commitment, weights)
+            and each.commitment == commitment
             and _is_older(self._dated(each.number), self.suspect_since)
         )
 

@@ -335,9 +335,10 @@ def each_way(
 
 
 def _copy_of(model: keras.Model | Respondent, owner_key: OwnerKey, evidence: Evidence | None) -> tuple[str, ...]:
-    if evidence is None or not any(each.release for each in evidence.statements):
-        return ()
-    return evidence.releases_with(respondent(model).digest_of_weights(), owner_key.commitment())
+    releases = () if evidence is None else evidence.earlier_releases(owner_key.commitment())
+    # Hashed where there is something to compare with.
+    weights = respondent(model).digest_of_weights() if releases else ""
+    return tuple(release.id for release in releases if release.weights == weights)
 
 
 def _referred(reference: str | os.PathLike[str] | Respondent, owner_key: OwnerKey) -> keras.Model | Respondent:
