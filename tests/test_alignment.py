@@ -1,8 +1,5 @@
 """Units found again by their responses."""
 
-import json
-import zipfile
-
 import numpy as np
 import pytest
 
@@ -95,31 +92,25 @@ def test_features_that_do_not_belong_together_are_refused(reference, suspect):
 # Verdicts
 
 
-def _without_dates(path):
-    """The bits follow from the file: with the date of a run in it, every run would have others, and now and then a weak mark."""
-    with zipfile.ZipFile(path) as archive:
-        members = {name: archive.read(name) for name in archive.namelist()}
-    members["metadata.json"] = json.dumps(json.loads(members["metadata.json"]) | {"date_saved": "2026-11-27"}).encode()
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, content in members.items():
-            archive.writestr(zipfile.ZipInfo(name), content)
-
-
 @pytest.fixture(scope="module")
 def marked(tmp_path_factory):
-    """A trained network, and the one that was marked from there, with its key."""
+    """A trained network, and the one that was marked from there, with its key.
+
+    The bits follow from the reference's file, so that every run has others. 32 bits for 128 units leave all of them legible
+    after a match (log10 p at most -48 in each of 12 runs); 64 bits were not in one run of ten.
+    """
     import keras
 
     import deepsigns_tf as ds
 
     random = np.random.default_rng(0)
-    y = np.arange(1200) % 4
-    x = (random.normal(size=(4, 16))[y] + 0.5 * random.normal(size=(1200, 16))).astype("float32")
+    y = np.arange(1200) % 8
+    x = (random.normal(size=(8, 16))[y] + 0.5 * random.normal(size=(1200, 16))).astype("float32")
 
     def build(regularizer=None, model_class=keras.Model):
         inputs = keras.Input((16,))
         hidden = keras.layers.Dense(128, "relu", activity_regularizer=regularizer, name="hidden")(inputs)
-        return model_class(inputs, keras.layers.Dense(4, name="logits")(hidden))
+        return model_class(inputs, keras.layers.Dense(8, name="logits")(hidden))
 
     def train(model, epochs, learning_rate=1e-3):
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -129,10 +120,9 @@ def marked(tmp_path_factory):
 
     keras.utils.set_random_seed(0)
     reference = train(build(), 5)
-    key = ds.OwnerKey("ACME Vision", (ds.Carrier("features", range(4), 64),), ds.DecisionRule(), bytes(32))
+    key = ds.OwnerKey("ACME Vision", (ds.Carrier("features", range(8), 32),), ds.DecisionRule(), bytes(32))
     path = tmp_path_factory.mktemp("reference") / "reference.keras"
     reference.save(path)
-    _without_dates(path)
     key = key.with_reference(path).with_key_inputs(x, y, 100)
     model = build(ds.SignatureRegularizer(key, "features", strength=3.0), ds.WatermarkedModel)
     model.set_weights(reference.get_weights())
@@ -169,7 +159,7 @@ def test_layers_many_times_as_wide_are_matched(marked):
         widened = add_idle_units(model, 5, fraction)
         assert widened.get_layer("hidden").units == 128 * (1 + fraction)
         found = matched_candidates(widened, key, keras.models.load_model(reference))
-        assert [each.shape for each in found.evened["features"].means.values()] == [(4, 128)] * tried
+        assert [each.shape for each in found.evened["features"].means.values()] == [(8, 128)] * tried
 
 
 def test_a_suspect_is_run_once_however_it_is_read(marked):
@@ -198,7 +188,8 @@ def test_unrelated_models_stay_unmarked_after_matching(marked):
 
     reference, _, key, unrelated = marked
     for suspect in unrelated:
-        assert ds.verify(suspect, key, reference=reference).log10_p_value > -3
+        # Below that one run in 25,000, whose bits nobody can foresee.
+        assert ds.verify(suspect, key, reference=reference).log10_p_value > -5
 
 
 def test_bits_read_after_a_match_are_fair_coins(tmp_path):
