@@ -47,7 +47,7 @@ def task_files(tmp_path_factory):
 
     def build(regularizer=None, model_class=keras.Model):
         inputs = keras.Input((16,))
-        hidden = keras.layers.Dense(128, "relu", activity_regularizer=regularizer, name="hidden")(inputs)
+        hidden = keras.layers.Dense(256, "relu", activity_regularizer=regularizer, name="hidden")(inputs)
         return model_class(inputs, keras.layers.Dense(4, name="logits")(hidden))
 
     def trained(model, epochs, learning_rate=1e-2):
