@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.overhead import measured_pairs
+from benchmarks.overhead import measured_pairs, summary
 from scripts.configs import command_line, option, run_program
 
 
@@ -46,7 +46,7 @@ def run(config: Config) -> dict[str, Any]:
             wide_resnet(config.depth, config.width),
             wide_resnet(config.depth, config.width, regularizers, ds.WatermarkedModel),
         ]
-        row = measured_pairs(*(_fit(model, config) for model in models), config)
+        row = summary([measured_pairs(*(_fit(model, config) for model in models), config)])
     result = {
         **circumstances(command_line("benchmarks.accelerator", config)),
         "device": accelerators() or ["CPU"],

@@ -1,10 +1,11 @@
-"""What marking costs in time: marked against plain training, in alternating pairs within one process.
+"""What marking costs in time: marked against plain training, in alternating pairs.
 
     python -m benchmarks.overhead                  # the networks, into results/overhead_networks.json
     python -m benchmarks.overhead --study=costs    # bits, classes and width, into results/overhead_costs.json
 
 Machines are noisy, so only ratios of neighbours are compared: A B B A, A B B A, ... Pairs are added until the 95 % interval of
-the median wall ratio is narrow enough. Run it on an otherwise idle machine.
+the median wall ratio is narrow enough. A process lays out code and memory in its own way, which moves a ratio by up to a point
+whatever is marked, so several of them are measured, and each one's median is kept. Run it on an otherwise idle machine.
 
 One row compares whole epochs of `fit`, the others single train steps, which follow each other within milliseconds and so
 reach the same precision in a fraction of the time. Each process has a core of its own, where no part of the mark's cost can
@@ -14,10 +15,14 @@ hide on an idle one; the rows "all cores" use the whole machine, as a training d
 import concurrent.futures
 import dataclasses
 import importlib
+import itertools
+import json
+import math
 import multiprocessing
+import pathlib
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -116,40 +121,72 @@ class Config:
 
     study: str = option("networks", "The four networks, what the cost depends on, or triggers.", choices=tuple(STUDIES))
     results_dir: str = option("results", "Folder for the result.", shapes_result=False)
-    min_pairs: int = option(40, "Pairs of plain and marked training, at least.", minimum=20)
-    max_pairs: int = option(20_000, "Pairs at most.", minimum=20)
-    max_minutes: float = option(60.0, "Time for a setting at most.", minimum=0.0)
-    half_width: float = option(0.003, "Half-width of the 95 % interval at which a row is done.", minimum=0.0)
+    num_processes: int = option(3, "Fresh processes for a setting, one after the other.", minimum=1)
+    min_pairs: int = option(40, "Pairs of plain and marked training in a process, at least.", minimum=20)
+    max_pairs: int = option(20_000, "Pairs in a process at most.", minimum=20)
+    max_minutes: float = option(20.0, "Time for a process at most, after its start.", minimum=0.0)
+    half_width: float = option(
+        0.003, "Half-width of the 95 % interval that the pairs of all processes together are to have.", minimum=0.0
+    )
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Measures every setting of a study."""
+    """Measures every setting of a study; the result is written after each, and one that was begun under the same circumstances goes on."""
     from scripts.records import circumstances, result_file, write_json
 
     settings = STUDIES[config.study]
     path = result_file(config.results_dir, f"overhead_{config.study}")
-    rows = {}
-    with pool_on_cores(2) as pool:
-        jobs = {pool.submit(_measure, setting, config): setting for setting in settings if not setting.all_cores}
-        for job in concurrent.futures.as_completed(jobs):
-            rows[jobs[job]] = job.result()
-            print(rows[jobs[job]], flush=True)
-    for setting in settings:
-        if setting.all_cores:
-            # A fresh process for each: what the others left behind in memory is not part of it.
-            with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                rows[setting] = pool.submit(_measure, setting, config).result()
-            print(rows[setting], flush=True)
-    result = {
+    head = {
         **circumstances(command_line("benchmarks.overhead", config)),
         "data": "random inputs of the data sets' shapes, batch size 128; single train steps on one core where it does not say otherwise",
-        "rows": [rows[setting] for setting in settings],
     }
-    write_json(path, result)
+    rows = _begun(path, head)
+    print(f"{len(rows)} of {len(settings)} stand in {path} already", flush=True)
+    result: dict[str, Any] = {}
+
+    def keep(row: dict[str, Any]) -> None:
+        nonlocal result
+        rows[row["setting"]] = row
+        print(row, flush=True)
+        done = [rows[setting.name] for setting in settings if setting.name in rows]
+        result = head | {"num_missing": len(settings) - len(done), "rows": done}
+        write_json(path, result)
+
+    to_come = [setting for setting in settings if setting.name not in rows]
+    with pool_on_cores(2) as pool:
+        jobs = [pool.submit(_measure, setting, config) for setting in to_come if not setting.all_cores]
+        for job in concurrent.futures.as_completed(jobs):
+            keep(job.result())
+    for setting in to_come:
+        if setting.all_cores:
+            keep(_measure(setting, config))
     return result
 
 
+def _begun(path: pathlib.Path, head: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Rows by setting of a result that others began under these circumstances; none from one that is complete."""
+    begun = json.loads(path.read_text()) if path.exists() else {}
+    same = all(begun.get(name) == value for name, value in head.items() if name != "date")
+    return {row["setting"]: row for row in begun["rows"]} if same and begun["num_missing"] else {}
+
+
 def _measure(setting: Setting, config: Config) -> dict[str, Any]:
+    """In fresh processes, which have the cores of this one: what others left behind in memory is not part of it."""
+    found = []
+    for _ in range(config.num_processes):
+        with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            found.append(pool.submit(_measured_here, setting, config).result())
+    row = summary([pairs for _, pairs in found])
+    return {
+        "setting": setting.name,
+        "num_bits": found[0][0],
+        **row,
+        "plain_step_ms": row["plain_ms"] / (1 if setting.by_step else _STEPS_OF_FIT),
+    }
+
+
+def _measured_here(setting: Setting, config: Config) -> tuple[int, "Pairs"]:
+    """How many bits, and the times of this process."""
     from scripts.precision import dtype_policy
 
     settings = _settings(setting)
@@ -159,17 +196,50 @@ def _measure(setting: Setting, config: Config) -> dict[str, Any]:
             _trainer(model, settings, setting, triggers)
             for model, triggers in zip(models, (None, key.triggers), strict=True)
         ]
-        row = measured_pairs(*trainers, config)
-    return {
-        "setting": setting.name,
-        "num_bits": key.num_bits,
-        **row,
-        "plain_step_ms": row["plain_ms"] / (1 if setting.by_step else _STEPS_OF_FIT),
-    }
+        # The interval of all processes together is narrower than each one's.
+        wanted = dataclasses.replace(config, half_width=config.half_width * math.sqrt(config.num_processes))
+        return key.num_bits, measured_pairs(*trainers, wanted)
 
 
-def measured_pairs(plain: Callable[[], None], marked: Callable[[], None], config: Any) -> dict[str, Any]:
-    """Compares two ways of training.
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+    """Times of marked and plain training next to each other, in one process.
+
+    Args:
+        wall: Ratios of wall time.
+        cpu: Ratios of the process's CPU time.
+        plain: Wall seconds of the plain training.
+    """
+
+    wall: list[float] = dataclasses.field(default_factory=list)
+    cpu: list[float] = dataclasses.field(default_factory=list)
+    plain: list[float] = dataclasses.field(default_factory=list)
+
+
+def summary(processes: Sequence[Pairs]) -> dict[str, Any]:
+    """What a row says of the pairs of one or more processes.
+
+    Args:
+        processes: The pairs of each.
+
+    Returns:
+        Medians of the ratios of wall and CPU time over all pairs with their 95 % intervals, each process's own medians, pairs,
+        milliseconds of the plain training.
+    """
+    row: dict[str, Any] = {"num_pairs": sum(len(each.wall) for each in processes)}
+    for name in ("wall", "cpu"):
+        each_ones = [getattr(pairs, name) for pairs in processes]
+        ratios = list(itertools.chain(*each_ones))
+        row |= {
+            f"{name}_ratio": float(np.median(ratios)),
+            f"{name}_ratio_interval": _interval(ratios),
+            f"{name}_ratio_of_processes": [float(np.median(ratios)) for ratios in each_ones],
+        }
+    return row | {"plain_ms": 1000 * float(np.median([seconds for each in processes for seconds in each.plain]))}
+
+
+def measured_pairs(plain: Callable[[], None], marked: Callable[[], None], config: Any) -> Pairs:
+    """Compares two ways of training, with as many pairs as the precision needs.
 
     Args:
         plain: Trains without a mark, once.
@@ -177,38 +247,21 @@ def measured_pairs(plain: Callable[[], None], marked: Callable[[], None], config
         config: How long to measure: `min_pairs`, `max_pairs`, `max_minutes`, `half_width`.
 
     Returns:
-        Medians of the ratios of wall and CPU time with their 95 % intervals, pairs, milliseconds of the plain training.
+        Their times.
     """
-    wall, cpu, plain_wall = _pairs(plain, marked, config)
-    return {
-        "num_pairs": len(wall),
-        "wall_ratio": float(np.median(wall)),
-        "wall_ratio_interval": _interval(wall),
-        "cpu_ratio": float(np.median(cpu)),
-        "cpu_ratio_interval": _interval(cpu),
-        "plain_ms": 1000 * float(np.median(plain_wall)),
-    }
-
-
-def _pairs(
-    plain: Callable[[], None], marked: Callable[[], None], config: Any
-) -> tuple[list[float], list[float], list[float]]:
-    """Wall ratios, CPU ratios and plain wall seconds of pairs, as many as the precision needs."""
-    wall: list[float] = []
-    cpu: list[float] = []
-    plain_wall: list[float] = []
+    pairs = Pairs()
     end = time.monotonic() + 60 * config.max_minutes
-    while len(wall) < config.min_pairs or (
-        _half_width(wall) > config.half_width and len(wall) < config.max_pairs and time.monotonic() < end
+    while len(pairs.wall) < config.min_pairs or (
+        _half_width(pairs.wall) > config.half_width and len(pairs.wall) < config.max_pairs and time.monotonic() < end
     ):
         for _ in range(_PAIRS_BETWEEN_LOOKS // 2):
             # A B B A: a drift of the machine's speed cancels within two pairs.
             for order in ((plain, marked), (marked, plain)):
                 seconds = {train: _timed(train) for train in order}
-                plain_wall.append(seconds[plain][0])
-                wall.append(seconds[marked][0] / seconds[plain][0])
-                cpu.append(seconds[marked][1] / seconds[plain][1])
-    return wall, cpu, plain_wall
+                pairs.plain.append(seconds[plain][0])
+                pairs.wall.append(seconds[marked][0] / seconds[plain][0])
+                pairs.cpu.append(seconds[marked][1] / seconds[plain][1])
+    return pairs
 
 
 def _timed(train: Callable[[], None]) -> tuple[float, float]:

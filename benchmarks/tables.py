@@ -126,13 +126,22 @@ def overhead_table(results: dict[str, Result], study: str) -> str:
             row["setting"],
             row["num_bits"],
             _ratio(row, "wall"),
+            _of_processes(row),
             _ratio(row, "cpu"),
             row["num_pairs"],
             f"{row['plain_step_ms']:.1f}",
         ]
         for row in result["rows"]
     ]
-    header = ["setting", "bits", "wall time, marked / plain", "CPU time, marked / plain", "pairs", "plain step, ms"]
+    header = [
+        "setting",
+        "bits",
+        "wall time, marked / plain",
+        "in each process",
+        "CPU time, marked / plain",
+        "pairs",
+        "plain step, ms",
+    ]
     return markdown_table(header, rows) + "\n\n" + circumstances(result)
 
 
@@ -433,6 +442,11 @@ def _num_errors(row: Result, which: str) -> int:
 
 def _errors(row: Result, which: str) -> str:
     return f"{_num_errors(row, which)} of {row['num_bits']}"
+
+
+def _of_processes(row: Result) -> str:
+    """Median of each process, rising."""
+    return ", ".join(f"{ratio:.3f}" for ratio in sorted(row["wall_ratio_of_processes"]))
 
 
 def _ratio(row: Result, which: str) -> str:

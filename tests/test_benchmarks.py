@@ -178,16 +178,49 @@ def test_overhead_adds_pairs_until_the_interval_is_narrow(monkeypatch):
         return 1.1
 
     config = overhead.Config(half_width=0.005, min_pairs=40, max_pairs=100_000)
-    wall, cpu, plain_wall = overhead._pairs(plain, marked, config)
-    assert len(wall) == len(cpu) == len(plain_wall) > 40
-    assert overhead._half_width(wall) <= 0.005 < overhead._half_width(wall[: len(wall) // 2])
-    assert np.median(wall) == pytest.approx(1.1, abs=0.01) and set(cpu) == {1.1}
+    pairs = overhead.measured_pairs(plain, marked, config)
+    assert len(pairs.wall) == len(pairs.cpu) == len(pairs.plain) > 40
+    assert overhead._half_width(pairs.wall) <= 0.005 < overhead._half_width(pairs.wall[: len(pairs.wall) // 2])
+    assert np.median(pairs.wall) == pytest.approx(1.1, abs=0.01) and set(pairs.cpu) == {1.1}
     for limit in ({"max_pairs": 20}, {"max_minutes": 0.0}):
-        few, _, _ = overhead._pairs(plain, marked, dataclasses.replace(config, min_pairs=20, **limit))
-        assert len(few) == 20
+        few = overhead.measured_pairs(plain, marked, dataclasses.replace(config, min_pairs=20, **limit))
+        assert len(few.wall) == 20
 
 
-_FEW = overhead.Config(min_pairs=20, max_pairs=20)
+def test_a_row_is_of_several_processes_and_says_what_each_of_them_found():
+    row = overhead.summary([overhead.Pairs([ratio] * 30, [2.0] * 30, [0.5] * 30) for ratio in (1.0, 1.01, 1.05)])
+    assert row["wall_ratio"] == 1.01 and row["wall_ratio_of_processes"] == [1.0, 1.01, 1.05]
+    assert row["wall_ratio_interval"] == [1.01, 1.01]
+    assert row["num_pairs"] == 90 and row["cpu_ratio"] == 2.0 and row["plain_ms"] == 500.0
+
+
+def test_a_begun_overhead_goes_on_under_the_same_circumstances_alone(tmp_path, monkeypatch):
+    measured = []
+
+    def measure(setting, config):
+        measured.append(setting.name)
+        return {"setting": setting.name}
+
+    settings = tuple(overhead.Setting(name, all_cores=True) for name in "abc")
+    monkeypatch.setitem(overhead.STUDIES, "networks", settings)
+    config, path = overhead.Config(results_dir=str(tmp_path)), tmp_path / "overhead_networks.json"
+    monkeypatch.setattr(
+        overhead, "_measure", lambda setting, config: measure(setting, config) if setting.name < "b" else 1 / 0
+    )
+    with pytest.raises(ZeroDivisionError):
+        overhead.run(config)
+    begun = json.loads(path.read_text())
+    assert begun["num_missing"] == 2 and begun["rows"] == [{"setting": "a"}]
+    monkeypatch.setattr(overhead, "_measure", measure)
+    assert overhead.run(config)["num_missing"] == 0 and measured == ["a", "b", "c"]
+    # A whole one is measured anew, and so is one from another machine.
+    overhead.run(config)
+    path.write_text(json.dumps(begun | {"hardware": "another"}))
+    overhead.run(config)
+    assert measured == list("abc" * 3)
+
+
+_FEW = overhead.Config(num_processes=2, min_pairs=20, max_pairs=20)
 
 
 def _carried(setting):
@@ -230,13 +263,13 @@ def test_triggers_are_timed_alone_and_beside_bits():
         key, plain, marked = overhead._key_and_models(setting, overhead._settings(setting))
         assert key.triggers.num_examples == 100 and key.triggers.num_classes == plain.output_shape[-1]
         assert bool(key.carriers) == setting.name.endswith("bits") == isinstance(marked, ds.WatermarkedModel)
-    row = overhead._measure(settings_["MLP, triggers and bits"], _FEW)
-    assert row["num_pairs"] == 20 and row["num_bits"] == 640
+    num_bits, pairs = overhead._measured_here(settings_["MLP, triggers and bits"], _FEW)
+    assert len(pairs.wall) == 20 and num_bits == 640
 
 
 def test_a_pair_trains_a_plain_and_a_marked_model():
     row = overhead._measure(overhead.Setting("64 units", "hidden layer", "features:8", 2, 64), _FEW)
-    assert row["num_pairs"] == 20 and row["num_bits"] == 16
+    assert row["num_pairs"] == 40 and row["num_bits"] == 16 and len(row["cpu_ratio_of_processes"]) == 2
     assert row["wall_ratio_interval"][0] <= row["wall_ratio"] <= row["wall_ratio_interval"][1]
     assert 0 < row["plain_step_ms"] == row["plain_ms"]
 
