@@ -69,7 +69,6 @@ _TRIGGERS = (("num_triggers", 100),)
 
 STUDIES = {
     "networks": (
-        Setting("MLP, epochs of `fit`, all cores", by_step=False, all_cores=True),
         Setting("MLP"),
         Setting("MLP, all cores", all_cores=True),
         Setting("MLP, 64 bits", num_classes=1),
@@ -85,6 +84,8 @@ STUDIES = {
         Setting("LSTM, all cores", **_LSTM, all_cores=True),
         Setting("WRN-16-2", network="wrn"),
         Setting("WRN-16-2, all cores", network="wrn", all_cores=True),
+        # Each pair takes seconds, so that its precision is what five minutes a process give.
+        Setting("MLP, epochs of `fit`, all cores", by_step=False, all_cores=True),
     ),
     # One thing varies: bits in 8 classes and 2,048 units; classes that share 2,000 bits there; units for 256 bits in 8 classes.
     "costs": (
@@ -124,23 +125,20 @@ class Config:
     num_processes: int = option(3, "Fresh processes for a setting, one after the other.", minimum=1)
     min_pairs: int = option(40, "Pairs of plain and marked training in a process, at least.", minimum=20)
     max_pairs: int = option(20_000, "Pairs in a process at most.", minimum=20)
-    max_minutes: float = option(20.0, "Time for a process at most, after its start.", minimum=0.0)
+    max_minutes: float = option(5.0, "Time for a process at most, after its start.", minimum=0.0)
     half_width: float = option(
         0.003, "Half-width of the 95 % interval that the pairs of all processes together are to have.", minimum=0.0
     )
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Measures every setting of a study; the result is written after each, and one that was begun under the same circumstances goes on."""
-    from scripts.records import circumstances, result_file, write_json
+    """Measures every setting of a study; the result is written after each, and one that was begun on such a machine goes on."""
+    from scripts.records import circumstances_of_rows, result_file, write_json
 
     settings = STUDIES[config.study]
+    command = command_line("benchmarks.overhead", config)
     path = result_file(config.results_dir, f"overhead_{config.study}")
-    head = {
-        **circumstances(command_line("benchmarks.overhead", config)),
-        "data": "random inputs of the data sets' shapes, batch size 128; single train steps on one core where it does not say otherwise",
-    }
-    rows = _begun(path, head)
+    rows = _begun(path, command)
     print(f"{len(rows)} of {len(settings)} stand in {path} already", flush=True)
     result: dict[str, Any] = {}
 
@@ -149,7 +147,12 @@ def run(config: Config) -> dict[str, Any]:
         rows[row["setting"]] = row
         print(row, flush=True)
         done = [rows[setting.name] for setting in settings if setting.name in rows]
-        result = head | {"num_missing": len(settings) - len(done), "rows": done}
+        result = {
+            **circumstances_of_rows(command, done),
+            "data": "random inputs of the data sets' shapes, batch size 128; single train steps on one core unless it says otherwise",
+            "num_missing": len(settings) - len(done),
+            "rows": done,
+        }
         write_json(path, result)
 
     to_come = [setting for setting in settings if setting.name not in rows]
@@ -163,22 +166,29 @@ def run(config: Config) -> dict[str, Any]:
     return result
 
 
-def _begun(path: pathlib.Path, head: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Rows by setting of a result that others began under these circumstances; none from one that is complete."""
+def _begun(path: pathlib.Path, command: str) -> dict[str, dict[str, Any]]:
+    """Rows by setting of a result that others began on such a machine; none from one that is complete."""
+    from scripts.records import circumstances
+
     begun = json.loads(path.read_text()) if path.exists() else {}
-    same = all(begun.get(name) == value for name, value in head.items() if name != "date")
-    return {row["setting"]: row for row in begun["rows"]} if same and begun["num_missing"] else {}
+    if not begun.get("num_missing") or begun["hardware"] != circumstances(command)["hardware"]:
+        return {}
+    return {row["setting"]: row for row in begun["rows"]}
 
 
 def _measure(setting: Setting, config: Config) -> dict[str, Any]:
     """In fresh processes, which have the cores of this one: what others left behind in memory is not part of it."""
+    from scripts.records import circumstances
+
     found = []
     for _ in range(config.num_processes):
         with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             found.append(pool.submit(_measured_here, setting, config).result())
     row = summary([pairs for _, pairs in found])
+    shared = circumstances(command_line("benchmarks.overhead", config))
     return {
         "setting": setting.name,
+        **{name: shared[name] for name in ("date", "hardware", "versions")},
         "num_bits": found[0][0],
         **row,
         "plain_step_ms": row["plain_ms"] / (1 if setting.by_step else _STEPS_OF_FIT),

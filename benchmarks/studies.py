@@ -183,16 +183,11 @@ def run(network: Network, config: Config) -> dict[str, Any]:
 
 def _result(network: Network, config: Config, runs: list[dict[str, Any] | None]) -> dict[str, Any]:
     """What the result's file holds, with `None` for runs to come."""
-    from scripts.records import circumstances
+    from scripts.records import circumstances_of_rows
 
     rows = [row for row in runs if row]
-    days = [row["date"] for row in rows]
     return {
-        # Days, machines and versions of the runs, not of the moment in which they are put together.
-        **circumstances(command_line(f"benchmarks.{network.name}", config)),
-        "date": " to ".join(sorted({min(days), max(days)})),
-        "hardware": _all_of([row["hardware"] for row in rows]),
-        "versions": _all_versions([row["versions"] for row in rows]),
+        **circumstances_of_rows(command_line(f"benchmarks.{network.name}", config), rows),
         "data": rows[0]["data"],
         "num_missing": len(runs) - len(rows),
         "rows": rows,
@@ -218,15 +213,6 @@ def _begun(path: pathlib.Path, network: Network, config: Config) -> dict[tuple[i
                 _check_settings(row, each, path)
                 rows[number, seed] = row
     return rows
-
-
-def _all_versions(runs: list[dict[str, str]]) -> dict[str, str]:
-    names = dict.fromkeys(name for versions in runs for name in versions)
-    return {name: _all_of([versions[name] for versions in runs if name in versions]) for name in names}
-
-
-def _all_of(values: list[str]) -> str:
-    return " and ".join(sorted(set(values)))
 
 
 def _settings(network: Network, config: Config, number: int, seed: int) -> Any:

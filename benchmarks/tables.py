@@ -38,10 +38,11 @@ class Recorded(dict[str, Result]):
 
 def summary_table(results: dict[str, Result]) -> str:
     """One row a network, over the seeds of its default setting."""
+    times = {row["setting"]: _ratio(row, "wall") for row in results.get("overhead_networks", {"rows": []})["rows"]}
     rows = []
     for name, (title, paper) in _NETWORKS.items():
         if f"{name}_default" not in results:
-            rows.append([title, "not recorded yet", *[""] * 6, paper])
+            rows.append([title, "not recorded yet", *[""] * 7, paper])
             continue
         result = results[f"{name}_default"]
         unmarked, marked = (accuracies(result, which) for which in ("unmarked", "marked"))
@@ -58,6 +59,7 @@ def summary_table(results: dict[str, Result]) -> str:
                 result["rows"][0]["num_bits"],
                 max(_num_errors(row, "key inputs") for row in result["rows"]),
                 f"{max(row['log10_p_value']['marked'] for row in result['rows']):.1f}",
+                times.get(title.partition(",")[0], "not measured yet"),
                 paper,
             ]
         )
@@ -70,6 +72,7 @@ def summary_table(results: dict[str, Result]) -> str:
         "bits",
         "wrong bits, worst seed",
         "log10 p, worst seed",
+        "time of a train step, marked / plain",
         "paper: unmarked / marked, %",
     ]
     return markdown_table(header, rows)
@@ -153,8 +156,8 @@ def settings_table(results: dict[str, Result]) -> str:
         "mnist_fine_tuned": "trained model marked by 5 epochs of fine-tuning",
         "mnist_paper": "the paper's own: learned, Gaussian, 0.01",
     }
-    overhead = {row["setting"]: row for row in results["overhead"]["rows"]}
-    times = {"mnist_default": overhead["default"], "mnist_learned": overhead["learned centres"]}
+    overhead = {row["setting"]: row for row in results["overhead_networks"]["rows"]}
+    times = {"mnist_default": overhead["MLP"], "mnist_learned": overhead["MLP, learned centres"]}
     shared = set.intersection(*({row["settings"]["seed"] for row in results[study]["rows"]} for study in names))
     rows = []
     for study, name in names.items():
@@ -381,7 +384,6 @@ TABLES: dict[str, Table] = {
     **_for_each(("cnn", "wrn", "lstm"), "search", search_table, "search"),
     "places_cnn": functools.partial(search_table, study="cnn_places"),
     "capacity": _with_picture(capacity_table, "cnn_capacity"),
-    "overhead": functools.partial(overhead_table, study="overhead"),
     "overhead_networks": functools.partial(overhead_table, study="overhead_networks"),
     "overhead_costs": _with_picture(functools.partial(overhead_table, study="overhead_costs"), "overhead_costs"),
     "overhead_triggers": functools.partial(overhead_table, study="overhead_triggers"),

@@ -7,6 +7,7 @@ import os
 import pathlib
 import platform
 import subprocess
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -39,6 +40,32 @@ def circumstances(command: str) -> dict[str, Any]:
             "deepsigns_tf": f"{ds.__version__}{_commit()}",
         },
     }
+
+
+def circumstances_of_rows(command: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The same for a result that was put together from rows: days, machines and versions of their measurement, not of this moment.
+
+    Args:
+        command: What a reader types to get the result again.
+        rows: At least one, each with the entries `date`, `hardware` and `versions` of its own.
+
+    Returns:
+        JSON-ready values.
+    """
+    names = dict.fromkeys(name for row in rows for name in row["versions"])
+    days = [row["date"] for row in rows]
+    return {
+        "command": command,
+        "date": " to ".join(sorted({min(days), max(days)})),
+        "hardware": _all_of([row["hardware"] for row in rows]),
+        "versions": {
+            name: _all_of([row["versions"][name] for row in rows if name in row["versions"]]) for name in names
+        },
+    }
+
+
+def _all_of(values: Sequence[str]) -> str:
+    return " and ".join(sorted(set(values)))
 
 
 def today() -> str:

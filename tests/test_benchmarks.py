@@ -194,12 +194,13 @@ def test_a_row_is_of_several_processes_and_says_what_each_of_them_found():
     assert row["num_pairs"] == 90 and row["cpu_ratio"] == 2.0 and row["plain_ms"] == 500.0
 
 
-def test_a_begun_overhead_goes_on_under_the_same_circumstances_alone(tmp_path, monkeypatch):
+def test_a_begun_overhead_goes_on_on_such_a_machine_alone(tmp_path, monkeypatch):
     measured = []
+    shared = {name: records.circumstances("")[name] for name in ("date", "hardware", "versions")}
 
     def measure(setting, config):
         measured.append(setting.name)
-        return {"setting": setting.name}
+        return {"setting": setting.name} | shared
 
     settings = tuple(overhead.Setting(name, all_cores=True) for name in "abc")
     monkeypatch.setitem(overhead.STUDIES, "networks", settings)
@@ -210,7 +211,7 @@ def test_a_begun_overhead_goes_on_under_the_same_circumstances_alone(tmp_path, m
     with pytest.raises(ZeroDivisionError):
         overhead.run(config)
     begun = json.loads(path.read_text())
-    assert begun["num_missing"] == 2 and begun["rows"] == [{"setting": "a"}]
+    assert begun["num_missing"] == 2 and [row["setting"] for row in begun["rows"]] == ["a"]
     monkeypatch.setattr(overhead, "_measure", measure)
     assert overhead.run(config)["num_missing"] == 0 and measured == ["a", "b", "c"]
     # A whole one is measured anew, and so is one from another machine.
@@ -317,14 +318,18 @@ def _recorded(*rows):
 
 
 def test_the_summary_has_a_row_a_network_over_all_seeds(monkeypatch):
-    monkeypatch.setattr(tables, "_NETWORKS", {"a": ("A", "80 / 79"), "b": ("B", "")})
+    monkeypatch.setattr(tables, "_NETWORKS", {"a": ("A, digits", "80 / 79"), "b": ("B", "")})
     several = _recorded(_row(0, 0.81), _row(1, 0.82, wrong=3), _row(2, 0.83))
     begun = _recorded(_row(0, 0.815)) | {"num_missing": 4}
-    text = tables.summary_table({"a_default": several, "b_default": begun})
+    time = {"setting": "A", "wall_ratio": 1.01, "wall_ratio_interval": [1.0, 1.02]}
+    text = tables.summary_table({"a_default": several, "b_default": begun, "overhead_networks": {"rows": [time]}})
     first, second = text.splitlines()[2:]
     # Student's t with two degrees of freedom: 4.303 standard errors of 1 / sqrt(3).
-    assert first == "| A | 82.00 | 82.00 | +0.00 [-2.48, +2.48] | 3 | 640 | 3 | -189.1 | 80 / 79 |"
-    assert second == "| B | 82.00 | 81.50 | -0.50 | 1 of 5 | 640 | 0 | -192.1 |  |"
+    assert (
+        first
+        == "| A, digits | 82.00 | 82.00 | +0.00 [-2.48, +2.48] | 3 | 640 | 3 | -189.1 | 1.010 [1.000, 1.020] | 80 / 79 |"
+    )
+    assert second == "| B | 82.00 | 81.50 | -0.50 | 1 of 5 | 640 | 0 | -192.1 | not measured yet |  |"
 
 
 def test_the_search_shows_each_place_of_the_mark():
