@@ -167,13 +167,13 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def _begun(path: pathlib.Path, command: str) -> dict[str, dict[str, Any]]:
-    """Rows by setting of a result that others began on such a machine; none from one that is complete."""
+    """Rows by setting of a result that the same command began on such a machine; none from one that is complete."""
     from scripts.records import circumstances
 
     begun = json.loads(path.read_text()) if path.exists() else {}
-    if not begun.get("num_missing") or begun["hardware"] != circumstances(command)["hardware"]:
-        return {}
-    return {row["setting"]: row for row in begun["rows"]}
+    here = circumstances(command)
+    same = all(begun.get(name) == here[name] for name in ("command", "hardware"))
+    return {row["setting"]: row for row in begun["rows"]} if same and begun["num_missing"] else {}
 
 
 def _measure(setting: Setting, config: Config) -> dict[str, Any]:

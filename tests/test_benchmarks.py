@@ -214,11 +214,13 @@ def test_a_begun_overhead_goes_on_on_such_a_machine_alone(tmp_path, monkeypatch)
     assert begun["num_missing"] == 2 and [row["setting"] for row in begun["rows"]] == ["a"]
     monkeypatch.setattr(overhead, "_measure", measure)
     assert overhead.run(config)["num_missing"] == 0 and measured == ["a", "b", "c"]
-    # A whole one is measured anew, and so is one from another machine.
+    # A whole one is measured anew, and so is one from another machine or of another precision.
     overhead.run(config)
     path.write_text(json.dumps(begun | {"hardware": "another"}))
     overhead.run(config)
-    assert measured == list("abc" * 3)
+    path.write_text(json.dumps(begun))
+    overhead.run(dataclasses.replace(config, half_width=0.1))
+    assert measured == list("abc" * 4)
 
 
 _FEW = overhead.Config(num_processes=2, min_pairs=20, max_pairs=20)
