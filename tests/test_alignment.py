@@ -188,8 +188,7 @@ def test_unrelated_models_stay_unmarked_after_matching(marked):
 
     reference, _, key, unrelated = marked
     for suspect in unrelated:
-        # Below that one run in 25,000, whose bits nobody can foresee.
-        assert ds.verify(suspect, key, reference=reference).log10_p_value > -5
+        assert ds.verify(suspect, key, reference=reference).log10_p_value > -3
 
 
 def test_bits_read_after_a_match_are_fair_coins(tmp_path):
