@@ -93,7 +93,7 @@ class TriggerLogger(keras.callbacks.Callback):
         relative_std: Standard deviation of the noise as a share of that of each kernel's entries, >= 0.
         seed: Of the noise, which is the same in every epoch.
         batch_size: Triggers at a time.
-        kind: What a single score is, `"logits"` or `"probabilities"` of class 1.
+        kind: What a single score is, `"logits"` or `"probabilities"` of class 1; needed where the model gives one score alone.
 
     Attributes:
         weak_triggers: Numbers of the triggers that fell short of `margin` in the last epoch; empty without one.
@@ -115,12 +115,12 @@ class TriggerLogger(keras.callbacks.Callback):
         relative_std: float = 0.1,
         seed: int = 0,
         batch_size: int = 128,
-        kind: Literal["logits", "probabilities"] = "logits",
+        kind: Literal["logits", "probabilities"] | None = None,
     ) -> None:
         super().__init__()
-        if kind not in ("logits", "probabilities"):
+        if kind not in ("logits", "probabilities", None):
             raise ValueError(
-                f'Invalid value for argument `kind`. Expected "logits" or "probabilities". Received: kind={kind!r}'
+                f'Invalid value for argument `kind`. Expected "logits", "probabilities" or None. Received: kind={kind!r}'
             )
         if owner_key.triggers is None:
             raise ValueError(
@@ -138,7 +138,7 @@ class TriggerLogger(keras.callbacks.Callback):
         self._relative_std = relative_std
         self._seed = seed
         self._batch_size = batch_size
-        self._threshold = 0.5 if kind == "probabilities" else 0.0
+        self._kind = kind
         self.weak_triggers = np.empty(0, np.int64)
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
@@ -200,7 +200,13 @@ class TriggerLogger(keras.callbacks.Callback):
                 f"Received: shape (batch, {', '.join(map(str, found.shape[1:]))})"
             )
         if found.shape[1] == 1:
-            return np.asarray((found[:, 0] - self._threshold) * (2 * labels - 1))
+            if self._kind is None:
+                raise ValueError(
+                    "It cannot be told what this model's one score is. Expected `kind=`, the logit or the probability of class 1. "
+                    "Received: answers of shape (batch, 1), kind=None"
+                )
+            threshold = 0.5 if self._kind == "probabilities" else 0.0
+            return np.asarray((found[:, 0] - threshold) * (2 * labels - 1))
         own = np.take_along_axis(found, labels[:, None], axis=1)[:, 0]
         np.put_along_axis(found, labels[:, None], -np.inf, axis=1)
         return np.asarray(own - found.max(axis=1))

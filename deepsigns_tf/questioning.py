@@ -21,6 +21,7 @@ from deepsigns_tf.examples import as_inputs
 from deepsigns_tf.files import write_atomically
 from deepsigns_tf.owner_key import SCHEME_VERSION, OwnerKey
 from deepsigns_tf.trigger_verification import (
+    NO_ANSWER,
     PredictionKind,
     TriggerVerdict,
     answers_to,
@@ -85,7 +86,11 @@ class Questioning:
         is_trigger = np.isin(np.arange(num_questions), places)
         self._order = np.empty(num_questions, np.int64)
         self._order[is_trigger] = np.arange(len(places))
-        self._order[~is_trigger] = np.arange(len(places), num_questions)
+        # In an order of their own: whoever knows the decoys, a public data set, would see what interrupts it.
+        num_decoys = num_questions - len(places)
+        self._order[~is_trigger] = (
+            len(places) + derive_permutations(owner_key.seed, ("decoys", *domain[1:]), 1, num_decoys)[0]
+        )
         self._path = None if answers_file is None else pathlib.Path(answers_file)
         self._identity = {
             "format_version": _FORMAT_VERSION,
@@ -123,13 +128,15 @@ class Questioning:
                 `RefusalError`, each input is asked by itself; those that it refuses alone count as not answered.
             kind: What the answers are, as in `verify_predictions`.
             batch_size: Questions at a time, >= 1.
-            max_queries: Questions in all, those of earlier runs included, >= 0; None: no limit.
+            max_queries: Questions in all, those of earlier runs included, >= 0; None: no limit. An input that was refused with others and
+                is asked again by itself is one.
 
         Returns:
             The verdict.
 
         Raises:
             ValueError: If an answer is no answer. What was answered before is kept.
+            OSError: If the file cannot be written. Nothing was asked then.
         """
         for _ in self.steps(predict_fn, kind=kind, batch_size=batch_size, max_queries=max_queries):
             pass
@@ -149,6 +156,8 @@ class Questioning:
             The number of questions that were answered so far.
         """
         check_number_of("batch_size", batch_size)
+        # Before anything is asked: a file that cannot be written would lose the first answer.
+        self._keep()
         if max_queries is not None:
             check_number_of("max_queries", max_queries, 0, ", or None for no limit")
         limit = self.num_questions if max_queries is None else min(max_queries, self.num_questions)
@@ -157,9 +166,10 @@ class Questioning:
             if self._hidden:
                 end = min(end, self.num_queries - self.num_queries % _BLOCK + _BLOCK)
             rows = self._order[self.num_queries : end]
-            self._answers += answers_to(self._inputs, rows, predict_fn, self._triggers.num_classes, kind)
-            self._keep()
-            yield self.num_queries
+            for found in answers_to(self._inputs, rows, predict_fn, self._triggers.num_classes, kind):
+                self._answers += found.tolist()
+                self._keep()
+                yield self.num_queries
 
     @property
     def _hidden(self) -> bool:
@@ -196,7 +206,10 @@ class Questioning:
 
     def _keep(self) -> None:
         if self._path is not None:
-            record = {"questioning": self._identity, "answers": self._answers}
+            # Where nothing but refusals came, they may be due to a wrong token or name; as they say nothing of any label, the questions
+            # may begin anew.
+            answers = self._answers if any(answer != NO_ANSWER for answer in self._answers) else []
+            record = {"questioning": self._identity, "answers": answers}
             write_atomically(self._path, json.dumps(record).encode() + b"\n", mode=0o600)
 
 

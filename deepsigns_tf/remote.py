@@ -152,17 +152,34 @@ class JsonEndpoint:
     Args:
         url: Where requests go, whole.
         inputs: Where the inputs stand in a request: names on the way, separated by dots.
-        predictions_at: Where the predictions stand in a reply; numbers count into lists.
+        predictions_at: Where the predictions stand in a reply: names on the way, separated by dots; numbers count into lists, and a name
+            goes into each object of a list. Empty: the reply itself.
+        fields: What else every request holds.
+
+    Raises:
+        ValueError: If `fields` holds something at the inputs' place.
 
     Example:
 
-    >>> JsonEndpoint("https://example.org/classify", inputs="data.images").request(np.zeros((1, 2)))
-    {'data': {'images': [[0.0, 0.0]]}}
+    >>> endpoint = JsonEndpoint("https://example.org/classify", "data.images", "rows.label", fields={"model": "digits"})
+    >>> endpoint.request(np.zeros((1, 2)))
+    {'model': 'digits', 'data': {'images': [[0.0, 0.0]]}}
+    >>> endpoint.predictions({"rows": [{"label": 3}, {"label": 7}]})
+    [3, 7]
     """
 
     url: str
     inputs: str = "inputs"
     predictions_at: str = "predictions"
+    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        first = self.inputs.partition(".")[0]
+        if first in self.fields:
+            raise ValueError(
+                "A request cannot hold two things at one place. Expected fields beside the inputs. "
+                f"Received: {first!r} in fields, inputs={self.inputs!r}"
+            )
 
     @property
     def address(self) -> str:
@@ -176,12 +193,17 @@ class JsonEndpoint:
         body: Any = rows if isinstance(inputs, Mapping) else rows[""]
         for name in reversed(self.inputs.split(".")):
             body = {name: body}
-        return dict(body)
+        return {**self.fields, **body}
 
     def predictions(self, reply: Any) -> Any:
         """The predictions in a JSON reply."""
-        for name in self.predictions_at.split("."):
-            reply = reply[int(name)] if isinstance(reply, list) else reply[name]
+        for name in filter(None, self.predictions_at.split(".")):
+            if not isinstance(reply, list):
+                reply = reply[name]
+            elif name.isdecimal():
+                reply = reply[int(name)]
+            else:
+                reply = [each[name] for each in reply]
         return reply
 
 
@@ -251,7 +273,8 @@ class RemoteModel:
     """A function from inputs to the predictions of a model behind HTTP.
 
     Certificates are checked, redirects are not followed, and a token comes from the environment alone. A request that fails for a
-    reason that may pass (no connection, a time-out, an unfinished reply, status 429 or 5xx) is repeated, with growing pauses.
+    reason that may pass (no connection, a time-out, an unfinished reply, status 429, 500, 502, 503 or 504) is repeated, with growing
+    pauses.
 
     Args:
         protocol: How it is asked, and where.
@@ -262,7 +285,7 @@ class RemoteModel:
         token_variable: Environment variable with a token to send as `Authorization: Bearer`; none by default.
         refused_statuses: HTTP statuses by which this server refuses an input, as 400 or 422; they raise `RefusalError`, which a
             `Questioning` counts as no answer. None by default: they are errors.
-        verify: What to check certificates with; the system's way by default.
+        verify: What to check certificates with; by default certifi's roots, or those that SSL_CERT_FILE or SSL_CERT_DIR name.
         transport: Another way to send requests, for tests.
 
     Raises:

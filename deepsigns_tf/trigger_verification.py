@@ -5,7 +5,7 @@ Source: DeepSigns, section 3.3, with the exact null of independent uniform label
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -52,6 +52,8 @@ class TriggerVerdict(Decision):
         num_answered: How many of them were answered.
         num_matches: How many were answered with the key's label.
         num_classes: C.
+        provable: Whether right answers wherever there are answers would have proved the claim. A model that refuses, or gives
+            no answer to most of them, shows nothing.
         inputs_derived: Whether the triggers' inputs were derived from the seed again, as noise and tokens are; nobody can then have
             picked them to suit their labels.
         null: How many labels an innocent model meets, in words.
@@ -62,22 +64,21 @@ class TriggerVerdict(Decision):
     num_answered: int
     num_matches: int
     num_classes: int
+    provable: bool
     inputs_derived: bool
     null: str
 
     @property
     def decided(self) -> bool:
-        """Whether the claim is proved, or all triggers were asked for."""
-        return self.marked or self.num_asked == self.num_triggers
+        """Whether the claim is proved, or all triggers were asked for and enough of them answered that it could have been."""
+        return self.marked or (self.provable and self.num_asked == self.num_triggers)
 
     @property
     def headline(self) -> str:
-        """The verdict in a few words; nothing is decided where questions are left and those asked prove nothing."""
-        return (
-            super().headline
-            if self.decided
-            else f"NOT DECIDED, {self.num_asked} of {self.num_triggers} triggers asked for"
-        )
+        """The verdict in a few words; nothing is decided where too few answers came and those that did prove nothing."""
+        if self.decided:
+            return super().headline
+        return f"NOT DECIDED, {self.num_asked} of {self.num_triggers} triggers asked for, {self.num_answered} answered"
 
     @property
     def _conditions(self) -> list[str]:
@@ -103,6 +104,7 @@ class TriggerVerdict(Decision):
             "num_answered": self.num_answered,
             "num_matches": self.num_matches,
             "num_classes": self.num_classes,
+            "provable": self.provable,
             "inputs_derived": self.inputs_derived,
             "null": self.null,
         }
@@ -156,20 +158,24 @@ def verify_predictions(
     triggers = owner_key.derived_triggers
     committed, opened = grounds_of(owner_key, commitment, evidence)
     answers = class_numbers(predictions, triggers.num_examples, triggers.num_classes, kind)
-    num_matches = int(np.count_nonzero(answers == triggers.labels))
     if triggers.label_rule == "shuffled":
-        log10_p = shuffle_log10_tail(num_matches, answers, triggers.labels)
         null = f"as many as {triggers.num_examples} labels of which the order alone is secret"
     else:
-        assert triggers.num_drawn is not None
-        log10_p = binomial_log10_tail(num_matches, triggers.num_drawn, triggers.num_classes)
         log10_alpha = owner_key.decision.log10_alpha(committed) - math.log10(seed_factor(opened) * owner_key.num_tests)
         errors = triggers.allowed_errors(log10_alpha)
         null = (
             f"{'' if triggers.all_drawn else 'at most '}Binomial({triggers.num_drawn}, 1/{triggers.num_classes}); "
             + ("no number of matches would pass" if errors is None else f"up to {errors} others would pass")
         )
-    return _verdict(owner_key, answers, triggers.labels, log10_p, null, committed, opened)
+    return _verdict(owner_key, answers, triggers.labels, _log10_p_of_all, null, committed, opened)
+
+
+def _log10_p_of_all(answers: np.ndarray, triggers: TriggerSet) -> float:
+    num_matches = int(np.count_nonzero(answers == triggers.labels))
+    if triggers.label_rule == "shuffled":
+        return shuffle_log10_tail(num_matches, answers, triggers.labels)
+    assert triggers.num_drawn is not None
+    return binomial_log10_tail(num_matches, triggers.num_drawn, triggers.num_classes)
 
 
 def verify_predict_fn(
@@ -219,8 +225,8 @@ def verify_predict_fn(
         sequential_verdict(answers, np.arange(0), owner_key, committed, opened)
     for start in range(0, triggers.num_examples, batch_size):
         rows = np.arange(start, min(start + batch_size, triggers.num_examples))
-        found = answers_to(triggers.arrays, rows, predict_fn, triggers.num_classes, kind)
-        answers = np.append(answers, np.array(found, np.int64))
+        for found in answers_to(triggers.arrays, rows, predict_fn, triggers.num_classes, kind):
+            answers = np.append(answers, found)
         if stop_early:
             verdict = sequential_verdict(answers, np.arange(len(answers)), owner_key, committed, opened)
             if verdict.marked:
@@ -246,7 +252,7 @@ def sequential_verdict(
         The verdict. Its p-value is one over the largest evidence seen after any answer (`statistics.sequential_log10_e_value`).
 
     Raises:
-        ValueError: If the labels are shuffled: they are not independent.
+        ValueError: If the labels are shuffled: they are not independent; or a trigger was asked for twice.
 
     Example:
 
@@ -260,17 +266,26 @@ def sequential_verdict(
             "These triggers have no test that may be looked at early. Expected labels that are independent of each other. "
             "Received: triggers with label_rule='shuffled'"
         )
-    labels = triggers.labels[numbers]
-    matches = np.cumsum(answers == labels)
-    evidence = [
-        sequential_log10_e_value(int(m), int(n), triggers.num_classes)
-        for n, m in zip(triggers.num_trials(numbers), matches, strict=True)
-    ]
+    if len(np.unique(numbers)) != len(numbers):
+        raise ValueError(
+            "An answer counts once. Expected different triggers. "
+            f"Received: {len(numbers)} answers to {len(np.unique(numbers))} triggers"
+        )
+    labels, num_trials = triggers.labels[numbers], triggers.num_trials(numbers)
+
+    def log10_p(answers: np.ndarray, triggers: TriggerSet) -> float:
+        matches = np.cumsum(answers == labels)
+        evidence = [
+            sequential_log10_e_value(int(m), int(n), triggers.num_classes)
+            for n, m in zip(num_trials, matches, strict=True)
+        ]
+        return min(0.0, -max(evidence, default=0.0))
+
     null = (
         f"one in {triggers.num_classes} each{'' if triggers.all_drawn else ' of all that were drawn'}; the largest evidence seen after "
         "any answer counts (Ville's inequality)"
     )
-    return _verdict(owner_key, answers, labels, min(0.0, -max(evidence, default=0.0)), null, committed, opened)
+    return _verdict(owner_key, answers, labels, log10_p, null, committed, opened)
 
 
 def answers_to(
@@ -279,8 +294,8 @@ def answers_to(
     predict_fn: Callable[[Inputs], Any],
     num_classes: int,
     kind: PredictionKind | None,
-) -> list[int]:
-    """Asks for some inputs.
+) -> Iterator[np.ndarray]:
+    """Asks for some inputs: for all at once, and for each by itself if they were refused together.
 
     Args:
         inputs: Arrays by name; a single one has the empty name.
@@ -289,25 +304,28 @@ def answers_to(
         num_classes: C.
         kind: As in `verify_predictions`.
 
-    Returns:
-        n class numbers, -1 for those that were refused.
+    Yields:
+        In their order, as they come, arrays of class numbers, -1 for an input that was refused.
 
     Raises:
         ValueError: As `class_numbers`.
 
     Example:
 
-    >>> answers_to({"": np.arange(6.0)}, np.array([5, 1]), lambda x: (x > 3).astype(int), num_classes=2, kind=None)
-    [1, 0]
+    >>> list(answers_to({"": np.arange(6.0)}, np.array([5, 1]), lambda x: (x > 3).astype(int), num_classes=2, kind=None))
+    [array([1, 0])]
     """
     asked = {name: array[rows] for name, array in inputs.items()}
     try:
         predictions = predict_fn(asked.get("", asked))
     except RefusalError:
         if len(rows) == 1:
-            return [NO_ANSWER]
-        return [answer for row in rows for answer in answers_to(inputs, np.array([row]), predict_fn, num_classes, kind)]
-    return list(class_numbers(predictions, len(rows), num_classes, kind).tolist())
+            yield np.array([NO_ANSWER])
+            return
+        for row in rows:
+            yield from answers_to(inputs, np.array([row]), predict_fn, num_classes, kind)
+        return
+    yield class_numbers(predictions, len(rows), num_classes, kind)
 
 
 def class_numbers(
@@ -375,14 +393,18 @@ def _verdict(
     owner_key: OwnerKey,
     answers: np.ndarray,
     labels: np.ndarray,
-    log10_p: float,
+    log10_p_of: Callable[[np.ndarray, TriggerSet], float],
     null: str,
     committed: bool,
     opened: Opened | None,
 ) -> TriggerVerdict:
     triggers = owner_key.derived_triggers
     log10_alpha = owner_key.decision.log10_alpha(committed)
-    log10_p = corrected_log10_p(log10_p, seed_factor(opened) * owner_key.num_tests)
+    # What was answered, and the same had every answer been right.
+    log10_p, least = (
+        corrected_log10_p(log10_p_of(each, triggers), seed_factor(opened) * owner_key.num_tests)
+        for each in (answers, np.where(answers == NO_ANSWER, NO_ANSWER, labels))
+    )
     return TriggerVerdict(
         owner=owner_key.owner,
         marked=log10_p <= log10_alpha,
@@ -398,6 +420,7 @@ def _verdict(
         num_answered=int(np.count_nonzero(answers != NO_ANSWER)),
         num_matches=int(np.count_nonzero(answers == labels)),
         num_classes=triggers.num_classes,
+        provable=least <= log10_alpha,
         inputs_derived=triggers.inputs_derived,
         null=null,
     )
@@ -410,8 +433,9 @@ def _assumptions(triggers: TriggerSet, committed: bool, log10_alpha: float, open
         *assumptions_about_the_date(committed, "triggers", opened),
     ]
     if committed:
+        what = "the seed, and the range of the inputs," if triggers.inputs_derived else "the seed"
         lines.append(
-            f"the seed was drawn once: whoever tries 10^{-log10_alpha:.0f} seeds before committing can meet what models usually answer"
+            f"{what} was fixed once: whoever tries 10^{-log10_alpha:.0f} of them before committing can meet what models usually answer"
         )
     if triggers.inputs_derived:
         lines.append("labels and inputs were derived from the seed again and found to be those of the key")

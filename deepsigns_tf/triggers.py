@@ -262,35 +262,23 @@ def basis_of(family: TriggerFamily, examples: Inputs) -> Inputs | None:
         examples: Training inputs, an array `(n, ...)` or dict of such.
 
     Returns:
-        A few rows of the examples' shape and type: the smallest and the largest number for `"noise"`, the vocabulary for `"tokens"`. None
-        for other families, which are made of the examples themselves.
+        Two rows of the examples' shape and type, which hold the smallest and the largest number, for `"tokens"` of those that are not
+        0. None for other families, which are made of the examples themselves.
 
     Example:
 
     >>> basis_of("noise", np.random.rand(1000, 2) // 2).tolist()
     [[0.0, 0.0], [0.0, 0.0]]
     >>> basis_of("tokens", np.array([[7, 3, 0], [3, 5, 0]])).tolist()
-    [[3, 5, 7]]
+    [[3, 3, 3], [7, 7, 7]]
     """
     given = as_inputs(examples, "examples")
     if family not in _DERIVED_FAMILIES:
         return None
     arrays = given if isinstance(given, Mapping) else {"": given}
-    rows = {}
-    for name, array in arrays.items():
-        if family == "noise":
-            rows[name] = np.stack([np.full_like(array[0], each) for each in (array.min(), array.max())])
-        else:
-            vocabulary = np.setdiff1d(array, [0])
-            size = max(1, array[0].size)
-            row_count = max(1, -(-len(vocabulary) // size))
-            rows[name] = np.resize(
-                np.pad(vocabulary, (0, row_count * size - len(vocabulary))), (row_count, *array.shape[1:])
-            )
-    most = max(map(len, rows.values()))
-    # One row an example, of all arrays alike.
     rows = {
-        name: np.concatenate([array, np.repeat(array[:1], most - len(array), axis=0)]) for name, array in rows.items()
+        name: np.stack([np.full_like(array[0], each) for each in _range_of(family, array)])
+        for name, array in arrays.items()
     }
     return rows if isinstance(given, Mapping) else rows[""]
 
@@ -308,7 +296,8 @@ def derive_inputs(
 
     - `"noise"`: each number uniform between the smallest and the largest of the examples'.
     - `"blends"`: the mean of two examples.
-    - `"tokens"`: each number one of those, 0 apart, that occur in the examples: strings of a vocabulary whose padding is 0.
+    - `"tokens"`: each number an integer between the smallest and the largest of the examples' that are not 0: strings of a
+      vocabulary whose padding is 0.
     - `"low_density"`: of 20 blends for each trigger those whose activations lie most evenly between two classes' means,
       with the smallest \( (d_2 - d_1) / d_2 \) for distances \( d_1 \le d_2 \) to the nearest two. The classes are those that the
       model sees in the examples.
@@ -470,25 +459,39 @@ def _check_choice(name: str, value: Any, choices: Any) -> None:
         )
 
 
+def _range_of(family: TriggerFamily, array: np.ndarray) -> tuple[Any, Any]:
+    """The smallest and the largest number, for tokens of those that are not 0, the padding's.
+
+    Nothing else of the examples enters: of a vocabulary with gaps somebody could leave out what does not suit the labels.
+    """
+    numbers = array[array != 0] if family == "tokens" else array
+    return numbers.min(), numbers.max()
+
+
 def _noise(seed: bytes, domain: Domain, num: int, array: np.ndarray) -> np.ndarray:
+    low, high = _range_of("noise", array)
+    if array.dtype.kind != "f":
+        return _integers_between(seed, domain, (num, *array.shape[1:]), int(low), int(high), array.dtype)
     shape = (num, *array.shape[1:])
-    low, high = array.min(), array.max()
-    if array.dtype.kind == "f":
-        uniforms = derive_uniforms(seed, domain, int(np.prod(shape)))
-        return np.asarray((low + (float(high) - float(low)) * uniforms).reshape(shape), array.dtype)
-    values = int(low) + derive_integers(seed, domain, int(np.prod(shape)), int(high) - int(low) + 1)
-    return values.reshape(shape).astype(array.dtype)
+    uniforms = derive_uniforms(seed, domain, int(np.prod(shape)))
+    return np.asarray((low + (float(high) - float(low)) * uniforms).reshape(shape), array.dtype)
 
 
 def _tokens(seed: bytes, domain: Domain, num: int, array: np.ndarray) -> np.ndarray:
-    vocabulary = np.setdiff1d(array, [0])
-    if array.dtype.kind not in "iu" or len(vocabulary) < 2:
+    if array.dtype.kind not in "iu" or (array < 0).any() or len(np.unique(array[array != 0])) < 2:
         raise ValueError(
-            'These examples are no token strings. Expected integers of which at least two are not 0 for family="tokens". '
-            f"Received: dtype {array.dtype}, {len(vocabulary)} numbers other than 0"
+            'These examples are no token strings. Expected integers >= 0, two of them at least other than 0, for family="tokens". '
+            f"Received: dtype {array.dtype}, numbers from {array.min()} to {array.max()}"
         )
-    shape = (num, *array.shape[1:])
-    return np.asarray(vocabulary[derive_integers(seed, domain, int(np.prod(shape)), len(vocabulary))].reshape(shape))
+    low, high = _range_of("tokens", array)
+    return _integers_between(seed, domain, (num, *array.shape[1:]), int(low), int(high), array.dtype)
+
+
+def _integers_between(
+    seed: bytes, domain: Domain, shape: tuple[int, ...], low: int, high: int, dtype: np.dtype[Any]
+) -> np.ndarray:
+    values = low + derive_integers(seed, domain, int(np.prod(shape)), high - low + 1)
+    return np.asarray(values.reshape(shape), dtype)
 
 
 def _blends(seed: bytes, domain: Domain, num: int, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

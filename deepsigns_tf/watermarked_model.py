@@ -1,6 +1,7 @@
 """The one base class that an engineer changes: a `keras.Model` whose train step also embeds the mark."""
 
 import functools
+import warnings
 from typing import Any
 
 import keras
@@ -338,6 +339,15 @@ class WatermarkedModel(keras.Model):
                 "No layer of this model carries a mark. Expected a layer with "
                 "`activity_regularizer=SignatureRegularizer(owner_key, carrier)`, attached before the model was built; a layer "
                 "inside `TimeDistributed` never shows its activations. Received: no regularizer"
+            )
+        if not self.num_triggers_per_batch and any(
+            regularizer.owner_key is not None and regularizer.owner_key.triggers is not None
+            for regularizer in attached_regularizers(self).values()
+        ):
+            warnings.warn(
+                "The key of this model has triggers, and no rows of its batches are said to be some: under their random labels they would "
+                "enter the class means. Set `model.num_triggers_per_batch` to the number that `mix_triggers` adds to a batch.",
+                stacklevel=2,
             )
         for name in sorted(expected | set(scope.activations)):
             readings = scope.activations.get(name, [])

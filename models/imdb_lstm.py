@@ -26,7 +26,10 @@ def imdb_lstm(
         bidirectional: Whether a second LSTM reads backwards; the pooled layer has 128 units then, else 64.
 
     Returns:
-        A functional model from `(batch, sequence_length)` token numbers to `(batch, 2)` logits.
+        A functional model from `(batch, sequence_length)` token numbers to `(batch, 2)` logits; 2,725,890 parameters by default.
+
+    Source: after Graves, Schmidhuber, "Framewise phoneme classification with bidirectional LSTM", Neural Networks 18, 2005; the
+    layout is ours, the paper has no such network.
     """
     regularizers = activity_regularizers or {}
     inputs = keras.Input((sequence_length,), dtype="int32", name="tokens")

@@ -4,6 +4,7 @@ import io
 import json
 import pathlib
 import time
+import zipfile
 from typing import Any
 
 import keras
@@ -39,13 +40,19 @@ class Checkpoint(keras.callbacks.Callback):
             The number of epochs that are done.
 
         Raises:
-            ValueError: If the file belongs to another model.
+            ValueError: If the file is damaged, or belongs to another model.
         """
         if not self.path.exists():
             return 0
-        with np.load(self.path, allow_pickle=False) as archive:
-            self.history = json.loads(archive["history"].tobytes())
-            arrays = [archive[f"variable_{number}"] for number in range(len(archive.files) - 1)]
+        try:
+            with np.load(self.path, allow_pickle=False) as archive:
+                self.history = json.loads(archive["history"].tobytes())
+                arrays = [archive[f"variable_{number}"] for number in range(len(archive.files) - 1)]
+        except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(
+                "This checkpoint is damaged. Expected a file as a training wrote it; without one it begins anew. "
+                f"Received: {self.path}, {type(error).__name__}"
+            ) from error
         variables = _variables(model)
         shapes = [[tuple(each.shape) for each in both] for both in (variables, arrays)]
         if shapes[0] != shapes[1]:

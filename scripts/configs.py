@@ -108,7 +108,9 @@ def run_program(config_class: type[ConfigT], run: Callable[[ConfigT], Any]) -> N
     def main(argv: Sequence[str]) -> None:
         if len(argv) > 1:
             # `--resume True` would leave "True" here and mean `--resume`, `--resume False` the same.
-            raise app.UsageError(f"Unknown arguments: {shlex.join(argv[1:])}; write --flag=value.")
+            raise app.UsageError(
+                f"These arguments are no flags. Expected --flag=value. Received: {shlex.join(argv[1:])}"
+            )
         try:
             run(config_from_flags(config_class))
         except (ValueError, OSError) as error:

@@ -137,6 +137,7 @@ def load_imdb(name: str, num_tokens: int, sequence_length: int, data_dir: str | 
 def _by_tfds(name: str, asked_for: str, data_dir: str | None) -> Dataset:
     if asked_for != name:
         raise ValueError(f'Unknown data set. Expected "{name}" or another that `--help` lists. Received: {asked_for!r}')
+    import tensorflow as tf
     import tensorflow_datasets as tfds
 
     try:
@@ -148,9 +149,9 @@ def _by_tfds(name: str, asked_for: str, data_dir: str | None) -> Dataset:
         (x_train, y_train), (x_test, y_test) = tfds.as_numpy(
             builder.as_dataset(["train", "test"], batch_size=-1, as_supervised=True)
         )
-    except (OSError, tfds.download.DownloadError) as error:
+    except (OSError, tf.errors.OpError, tfds.download.DownloadError) as error:
         raise ValueError(
-            f"The data set {name} cannot be loaded. Expected it in the TFDS folder or a network to download it; "
+            f"The data set {name} cannot be loaded. Expected it, undamaged, in the TFDS folder or a network to download it; "
             "`--dataset=synthetic` needs neither. "
             f"Received: data_dir={data_dir!r}, {type(error).__name__}: {error}"
         ) from error

@@ -47,10 +47,14 @@ def claim(folder: pathlib.Path, config: Any, program: str, num_parameters: int) 
     Raises:
         ValueError: If it holds something else, or the disk is too full. Nothing is written then.
     """
-    # Two models, a third where marking starts from one, and a checkpoint with two slots of an optimizer, written beside the last one.
-    num_models = 3 if config.unmarked_epochs or config.fine_tune_epochs else 2
+    # Two models, a third where marking starts from one, and a checkpoint with two slots of an optimizer, written beside the last one;
+    # less what a run that goes on has already.
+    names = ["unmarked", *(["reference"] if config.unmarked_epochs or config.fine_tune_epochs else []), "marked"]
+    num_to_come = sum(not (folder / f"{name}.keras").exists() for name in names)
+    needed = 4 * num_parameters * (num_to_come + 2 * 3) if num_to_come else 0
+    needed -= sum(path.stat().st_size for path in folder.glob("*.checkpoint"))
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    needed, free = 4 * num_parameters * (num_models + 2 * 3), shutil.disk_usage(existing).free
+    free = shutil.disk_usage(existing).free
     if free < needed:
         raise ValueError(
             f"The disk is too full for this run. Expected {needed / 2**20:.1f} MiB for models and checkpoints. "

@@ -62,6 +62,17 @@ def carriers(config: TrainingConfig, layers: Sequence[str]) -> list[ds.Carrier]:
 
 
 def check_batches(config: TrainingConfig, task: Task, key: ds.OwnerKey) -> None:
+    """Refuses a training whose batches could not carry the marks that the flags ask for.
+
+    Args:
+        config: The flags.
+        task: Network and data.
+        key: As it is committed to.
+
+    Raises:
+        ValueError: If there is nothing to mark, or no epoch to do it in, a batch rarely has an example of a carrier class, replicas
+            cannot share it evenly, its triggers cannot be spaced evenly, or XLA is asked for what it cannot compile.
+    """
     if not key.carriers and not config.num_triggers:
         raise ValueError(
             "There is nothing to mark. Expected layers in the flag `carriers`, or `num_triggers` above 0. "
@@ -120,6 +131,13 @@ def regularizers(config: TrainingConfig, owner_key: ds.OwnerKey) -> dict[str, ds
 
 
 def marked_model(config: TrainingConfig, task: Task, owner_key: ds.OwnerKey) -> keras.Model:
+    """The network that trains with the marks of a key: a plain one if the key marks answers alone.
+
+    Args:
+        config: The flags.
+        task: What builds the network, and how its carriers' classes follow from inputs and labels.
+        owner_key: The owner's key.
+    """
     if not owner_key.carriers:
         return task.build()
     derive, model_class = task.carrier_labels, ds.WatermarkedModel

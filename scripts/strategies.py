@@ -25,8 +25,14 @@ def strategy_named(name: str) -> tf.distribute.Strategy:
         The strategy.
 
     Raises:
-        ValueError: If `TF_CONFIG` is missing or malformed, or there is no TPU.
+        ValueError: If Keras computes on another backend, which no strategy reaches, `TF_CONFIG` is missing or malformed, or there
+            is no TPU.
     """
+    if name != "none" and keras.backend.backend() != "tensorflow":
+        raise ValueError(
+            "This backend's training cannot be spread by `tf.distribute`. Expected KERAS_BACKEND=tensorflow, or `--strategy=none`. "
+            f"Received: strategy={name!r}, backend {keras.backend.backend()}"
+        )
     if name == "mirrored":
         devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
         return tf.distribute.MirroredStrategy([device.name for device in devices])

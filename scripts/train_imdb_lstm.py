@@ -34,7 +34,9 @@ class Config(TrainingConfig):
     epochs: int = redefined(TrainingConfig, "epochs", 3)
     label_smoothing: float = redefined(TrainingConfig, "label_smoothing", 0.1)
     subclasses: int = option(
-        1, "Carrier classes of each label: its reviews in that many parts by length; 0 .. 2 subclasses - 1.", minimum=1
+        1,
+        "Carrier classes of each label: its reviews in that many parts by length. Above 1, num_classes is twice that.",
+        minimum=1,
     )
     strength: float = redefined(TrainingConfig, "strength", 0.3)
     num_classes: int = redefined(TrainingConfig, "num_classes", 2)
@@ -56,7 +58,21 @@ def builder(config: Config) -> Callable[..., keras.Model]:
 
 
 def task(config: Config) -> Task:
-    """Network and data of a run."""
+    """Network and data of a run.
+
+    Args:
+        config: The flags.
+
+    Raises:
+        ValueError: If the carrier classes are not those that the labels are divided into, or the data is neither there nor to be
+            downloaded.
+    """
+    if config.subclasses > 1 and config.num_classes != 2 * config.subclasses:
+        raise ValueError(
+            "These are not the classes that two labels are divided into. "
+            f"Expected num_classes={2 * config.subclasses}, twice the subclasses. "
+            f"Received: num_classes={config.num_classes}, subclasses={config.subclasses}"
+        )
     data = load_imdb(config.dataset, config.num_tokens, config.sequence_length, config.data_dir).hold_out(
         config.holdout
     )

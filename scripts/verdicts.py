@@ -59,7 +59,10 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
         # absl would end with status 0, "marked", on its own flag that only checks the others.
         if not surplus and not flags.FLAGS.only_check_args:
             return list(argv[:1])
-        print(f"Nothing was verified. Received: {surplus or '--only_check_args'}", file=sys.stderr)
+        print(
+            f"Nothing was verified. Expected --flag=value alone. Received: {surplus or '--only_check_args'}",
+            file=sys.stderr,
+        )
     except flags.Error as error:
         app.usage(shorthelp=True, detailed_error=error, exitcode=NO_VERDICT)
     except SystemExit:  # --help

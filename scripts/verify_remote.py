@@ -8,6 +8,7 @@ interrupted. Exit status as that of `scripts.verify`: 0 marked, 1 not marked, 2 
 
 import dataclasses
 import hashlib
+import json
 import pathlib
 import zipfile
 from typing import Any
@@ -32,8 +33,10 @@ class Config:
         "inputs", "Name of the input tensor (open_inference), or where the inputs stand in a request (json): a.b.c."
     )
     output: str | None = option(
-        None, "Name of the output, where there are several; with json where the predictions stand: a.0.b."
+        None,
+        "Name of the output, where there are several; with json where the predictions stand: a.0.b, empty for the whole reply.",
     )
+    fields: str = option("{}", "With json: what else every request holds, a JSON object.")
     kind: str | None = option(
         None,
         "What the answers are, where one number stands for two classes.",
@@ -45,7 +48,9 @@ class Config:
     answers: str | None = option(
         None, "Where to keep the answers, a secret; a file beside the key, named by whom is asked, if not given."
     )
-    max_queries: int = option(0, "Questions in all, earlier runs' and decoys included; 0: all.", minimum=0)
+    max_queries: int = option(
+        0, "Questions in all, earlier runs' and decoys included, an input of a refused batch once; 0: all.", minimum=0
+    )
     batch_size: int = option(1, "Questions in a request.", minimum=1)
     timeout: float = option(
         10.0, "Seconds that a part of a reply may take; the whole of it 60, or as many if that is more.", minimum=0.001
@@ -53,7 +58,7 @@ class Config:
     max_attempts: int = option(5, "Requests for one batch.", minimum=1)
     max_requests_per_second: float = option(0.0, "Requests are spaced so; 0: at once.", minimum=0.0)
     skip_refused: bool = option(
-        False, "Count an input that is answered with status 400, 403, 413 or 422 as not answered."
+        False, "Count an input that is answered with status 400, 413 or 422 as not answered."
     )
     token_variable: str | None = option(None, "Environment variable with a token for the server.")
     commitment: str | None = option(None, COMMITMENT_HELP)
@@ -70,10 +75,11 @@ def run(config: Config) -> int:
         config: Whom to ask.
 
     Returns:
-        0 if marked, 1 if not, 2 if questions are left that could have decided.
+        0 if marked, 1 if not, 2 if questions are left that could have decided, or too few were answered.
 
     Raises:
-        ValueError: If a file is unreadable or settings do not fit each other. Nothing was asked then.
+        ValueError: If a file is unreadable or settings do not fit each other, and nothing was asked then; or if an answer is none that
+            the model could give. What it answered before is kept.
         deepsigns_tf.remote.RemoteError: If the server gave no answer that can be used. What it answered before is kept.
     """
     # Here rather than above: bad flags are told at once, not after the seconds that Keras needs to start.
@@ -93,7 +99,8 @@ def run(config: Config) -> int:
     elif config.protocol == "open_inference":
         protocol = remote.OpenInference(config.url, config.model, config.version, config.input_name, config.output)
     else:
-        protocol = remote.JsonEndpoint(config.url, config.input_name, config.output or "predictions")
+        output = "predictions" if config.output is None else config.output
+        protocol = remote.JsonEndpoint(config.url, config.input_name, output, _fields(config.fields))
     decoys = _decoys(pathlib.Path(config.decoys)) if config.decoys else None
     model = remote.RemoteModel(
         protocol,
@@ -102,12 +109,15 @@ def run(config: Config) -> int:
         max_attempts=config.max_attempts,
         max_requests_per_second=config.max_requests_per_second or None,
         token_variable=config.token_variable,
-        refused_statuses=(400, 403, 413, 422) if config.skip_refused else (),
+        refused_statuses=(400, 413, 422) if config.skip_refused else (),
     )
     # Another address (its query may be a secret, and names a model at times), another place of inputs or outputs, or another reading of
     # them, is another questioning.
     address = hashlib.sha256(protocol.address.encode()).hexdigest()[:16]
     suspect = f"{model.name} ({address}), input {config.input_name}, output {config.output}, read as {config.kind}"
+    if config.fields != "{}":
+        # They may name the model, or hold a secret.
+        suspect += f", fields {hashlib.sha256(config.fields.encode()).hexdigest()[:16]}"
     answers = config.answers or f"{config.owner_key}.{hashlib.sha256(suspect.encode()).hexdigest()[:8]}.answers.json"
     owner_key, evidence = ds.OwnerKey.load(config.owner_key), evidence_of(config)
     questioning = ds.Questioning(owner_key, answers, suspect, decoys, config.commitment, evidence)
@@ -121,6 +131,20 @@ def run(config: Config) -> int:
         ):
             progress.update(num_queries - progress.n)
     return concluded(questioning.verdict(), config.verdict)
+
+
+def _fields(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        # The text is not shown: it may hold a secret.
+        raise ValueError(
+            "Invalid value for flag `fields`. Expected a JSON object. "
+            f"Received: {len(text)} characters that are none"
+        )
+    return found
 
 
 def _decoys(path: pathlib.Path) -> Any:

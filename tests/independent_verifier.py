@@ -116,14 +116,20 @@ def read_key(path):
 # 6. Hash of examples
 
 
-def examples_digest(arrays, prefix):
-    """The hash of the key inputs (prefix "") or of the triggers; None where there are none."""
+def inputs_of(arrays, prefix):
+    """Input arrays by name."""
     inputs = {}
     for name, array in arrays.items():
         if name == f"{prefix}input":
             inputs[""] = array
         elif name.startswith(f"{prefix}input:"):
             inputs[name.removeprefix(f"{prefix}input:")] = array
+    return inputs
+
+
+def examples_digest(arrays, prefix):
+    """The hash of the key inputs (prefix "") or of the triggers; None where there are none."""
+    inputs = inputs_of(arrays, prefix)
     if not inputs:
         return None
     digest = hashlib.sha256()
@@ -283,12 +289,38 @@ def trigger_labels(key):
     return np.array(integers(key.seed, domain, num_drawn, num_classes))[numbers]
 
 
+def trigger_inputs(key):
+    """The inputs of the key's triggers by name, derived again; of noise and tokens alone."""
+    family, num_drawn = key.header["triggers"]["family"], key.header["triggers"]["num_drawn"]
+    numbers, bases, inputs = key.arrays["trigger numbers"], inputs_of(key.arrays, "trigger basis "), {}
+    for name, array in inputs_of(key.arrays, "trigger ").items():
+        basis = bases[name]
+        # Before anything is derived, as above.
+        assert basis.shape[1:] == array.shape[1:] and basis.dtype == array.dtype
+        basis = basis[basis != 0] if family == "tokens" else basis.ravel()
+        low, high = basis.min().item(), basis.max().item()
+        domain, shape = ("trigger inputs", key.owner, 1, num_drawn, family, name), (num_drawn, *array.shape[1:])
+        if array.dtype.kind == "f":
+            uniforms = np.array([(word >> 11) * 2.0**-53 for word in words(key.seed, domain, math.prod(shape))])
+            drawn = low + (high - low) * uniforms
+        else:
+            drawn = int(low) + np.array(integers(key.seed, domain, math.prod(shape), int(high) - int(low) + 1))
+        inputs[name] = drawn.reshape(shape).astype(array.dtype)[numbers]
+    return inputs
+
+
 @refusing
 def verify_answers(key_path, answers, number=0):
-    """The number of right answers to all triggers, and log10 p; `number` counts commitments up to the key's, 0 without a chain."""
+    """The number of right answers to all triggers, and log10 p; `number` counts commitments up to the key's, 0 without a chain.
+
+    Of other families than noise and tokens it holds if the inputs were not picked to suit their labels.
+    """
     key = read_key(key_path)
     labels, stated = trigger_labels(key), key.header["triggers"]
     assert np.array_equal(labels, key.arrays["trigger labels"]) and len(answers) == len(labels), "others than the key's"
+    if stated["family"] in ("noise", "tokens"):
+        held = inputs_of(key.arrays, "trigger ")
+        assert all(np.array_equal(held[name], each) for name, each in trigger_inputs(key).items()), "other inputs"
     num_matches = int((np.asarray(answers) == labels).sum())
     return num_matches, log10_tail(num_matches, stated["num_drawn"], factor_of(key, number), stated["num_classes"])
 

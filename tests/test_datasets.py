@@ -261,7 +261,7 @@ def test_absent_data_is_told_with_a_way_out(datasets, monkeypatch, loader, argum
     with pytest.raises(ValueError) as error:
         getattr(datasets, loader)(name, *arguments, "/some/folder")
     assert str(error.value) == (
-        f"The data set {name} cannot be loaded. Expected it in the TFDS folder or a network to download it; "
+        f"The data set {name} cannot be loaded. Expected it, undamaged, in the TFDS folder or a network to download it; "
         "`--dataset=synthetic` needs neither. Received: data_dir='/some/folder', ConnectionError: no network"
     )
 
@@ -281,10 +281,30 @@ def test_tfds_itself_tells_that_there_is_neither_data_nor_network(datasets, monk
     with pytest.raises(ValueError) as error:
         datasets.load_cifar10("cifar10", str(tmp_path))
     assert str(error.value).startswith(
-        "The data set cifar10 cannot be loaded. Expected it in the TFDS folder or a network to download it; "
+        "The data set cifar10 cannot be loaded. Expected it, undamaged, in the TFDS folder or a network to download it; "
         f"`--dataset=synthetic` needs neither. Received: data_dir={str(tmp_path)!r}, ConnectionError: "
     )
     assert asked
+
+
+@pytest.mark.parametrize("kind", ["DataLossError", "NotFoundError"])
+def test_a_damaged_data_set_is_told_with_a_way_out(datasets, monkeypatch, kind):
+    """What TensorFlow says of a file that was cut off, and of one that is gone."""
+    import tensorflow as tf
+    import tensorflow_datasets as tfds
+
+    class Damaged:
+        data_dir = "damaged"
+
+        def is_prepared(self):
+            return True
+
+        def as_dataset(self, *args, **kwargs):
+            raise getattr(tf.errors, kind)(None, None, "truncated record at 1024")
+
+    monkeypatch.setattr(tfds, "builder", lambda name, data_dir=None: Damaged())
+    with pytest.raises(ValueError, match=rf"^The data set cifar10 cannot be loaded\. Expected it, undamaged, .* {kind}: "):
+        datasets.load_cifar10("cifar10")
 
 
 # Real data by TFDS

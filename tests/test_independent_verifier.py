@@ -63,7 +63,12 @@ def random_key(random):
     labels, num_per_class = np.arange(60) % 6, int(random.integers(1, 10))
     key = key.with_key_inputs(arrays["b"] if len(arrays) == 1 else arrays, labels, num_per_class)
     if random.integers(2):
-        key = key.with_triggers("noise", 12, 10, random.random((5, 3)).astype("float32"))
+        family = ["noise", "tokens"][random.integers(2)]
+        dtype = ["int16", "uint8", "int64"][random.integers(3)]
+        examples = {name: random.integers(0, 100, (5, 3)).astype(dtype) for name in ("x", "y")[: random.integers(1, 3)]}
+        if family == "noise" and random.integers(2):
+            examples = {name: (array / 7).astype(f"float{32 << random.integers(2)}") for name, array in examples.items()}
+        key = key.with_triggers(family, 12, 10, examples["x"] if len(examples) == 1 else examples)
         if random.integers(2):
             # Of which some were right already.
             answers = np.where(random.random(12) < 0.2, key.triggers.labels, -1)
@@ -281,3 +286,18 @@ def test_it_is_a_program(tmp_path):
     command = [sys.executable, "-I", str(SOURCE), str(tmp_path / "owner.key"), str(tmp_path / "dump.npz")]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert f"of {key.num_bits} bits match, p = 10^" in printed and "MARKED" in printed
+
+
+@pytest.mark.parametrize("family", ["noise", "tokens"])
+def test_trigger_inputs_that_somebody_picked_are_refused_by_both(tmp_path, family):
+    key = ds.OwnerKey("ACME Vision", [], ds.DecisionRule(), bytes(32))
+    key = key.with_triggers(family, 40, 10, np.arange(12).reshape(4, 3))
+    picked = dataclasses.replace(key.triggers, inputs=key.triggers.inputs[::-1])
+    path = tmp_path / "owner.key"
+    key.save(path)
+    assert second.verify_answers(path, key.triggers.labels)[0] == 40
+    dataclasses.replace(key, triggers=picked).save(path)
+    with pytest.raises(ValueError, match="other inputs"):
+        second.verify_answers(path, key.triggers.labels)
+    with pytest.raises(ValueError, match="Received: other inputs"):
+        ds.verify_predictions(key.triggers.labels, ds.OwnerKey.load(path))

@@ -135,6 +135,13 @@ def test_the_mark_in_the_layers_does_not_see_the_triggers(blobs, owner_key, buil
     np.testing.assert_allclose(rates[1], rates[0], rtol=1e-5)
 
 
+def test_rows_that_are_not_said_to_be_triggers_are_warned_about(blobs, owner_key, build_mlp, compile_model):
+    key = key_with_triggers(blobs, owner_key)
+    model = compile_model(build_mlp(ds.SignatureRegularizer(key, "features"), ds.WatermarkedModel))
+    with pytest.warns(UserWarning, match=r"Set `model\.num_triggers_per_batch` to the number that `mix_triggers` adds"):
+        model.fit(mix_triggers(batches_of(*blobs, 64), key.triggers, 16), shuffle=False, verbose=0)
+
+
 def test_an_evaluation_has_no_triggers(blobs, owner_key, build_mlp, compile_model):
     model = compile_model(build_mlp(ds.SignatureRegularizer(owner_key, "features"), ds.WatermarkedModel))
     expected = model.evaluate(*blobs, batch_size=64, verbose=0, return_dict=True)

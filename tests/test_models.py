@@ -348,6 +348,7 @@ def test_the_review_network_has_the_size_that_its_layers_give(bidirectional):
     assert model.get_layer("pooled").output.shape == (None, pooled)
     assert model.get_layer("features").activation.__name__ == "relu"
     # The shown defaults.
+    assert imdb_lstm().count_params() == 2_725_890
     assert imdb_lstm().input_shape == (None, 400) and imdb_lstm().get_layer("embedded").input_dim == 20_000
 
 

@@ -107,13 +107,61 @@ def test_refused_inputs_count_as_misses_and_block_nothing():
         raise RefusalError
 
     verdict = Questioning(KEY).run(silent, batch_size=10)
-    assert verdict.decided and not verdict.marked and verdict.num_answered == 0
+    assert not verdict.decided and not verdict.marked and verdict.num_asked == 50 and verdict.num_answered == 0
+
+
+def test_a_model_that_refused_everything_is_asked_again(tmp_path):
+    """The token may have been wrong."""
+    path, commitment = tmp_path / "answers.json", KEY.commitment()
+
+    def silent(inputs):
+        raise RefusalError
+
+    first = Questioning(KEY, path, "model A", commitment=commitment).run(silent, batch_size=10)
+    assert first.headline == "NOT DECIDED, 50 of 50 triggers asked for, 0 answered"
+    assert Questioning(KEY, path, "model A", commitment=commitment).run(Suspect()).marked
+
+
+def test_answers_to_a_refused_batch_are_kept_one_by_one(tmp_path):
+    path, suspect = tmp_path / "answers.json", Suspect()
+
+    def choosy(inputs):
+        if len(inputs) > 1:
+            raise RefusalError
+        if len(suspect.asked) == 4:
+            raise ConnectionError("gone")
+        return suspect(inputs)
+
+    with pytest.raises(ConnectionError):
+        Questioning(KEY, path, "model A").run(choosy, batch_size=10)
+    assert Questioning(KEY, path, "model A").num_queries == 4
+
+
+def test_a_file_that_cannot_be_written_is_told_before_anything_is_asked(tmp_path):
+    suspect = Suspect()
+    (tmp_path / "a file").touch()
+    with pytest.raises(OSError):
+        Questioning(KEY, tmp_path / "a file" / "answers.json", "model A").run(suspect)
+    assert not suspect.asked
+
+
+def test_decoys_come_in_an_order_of_the_keys():
+    """In that of a public data set they would show what interrupts it."""
+    orders = []
+    for key in (KEY, KEY, key_of(1)):
+        suspect = Suspect(key, knows=False)
+        Questioning(key, decoys=DECOYS).run(suspect, batch_size=16)
+        places = {bytes(row): place for place, row in enumerate(DECOYS)}
+        orders.append([places[row] for row in suspect.asked if row in places])
+    assert orders[0] == orders[1] != orders[2] and sorted(orders[0]) == list(range(150))
+    # Two in a row that were neighbours: one in a permutation, on average two.
+    assert np.count_nonzero(np.abs(np.diff(orders[0])) == 1) < 10
 
 
 def test_unfinished_questions_decide_nothing():
     questioning = Questioning(KEY)
     verdict = questioning.run(Suspect(knows=False), max_queries=3)
-    assert not verdict.decided and verdict.headline == "NOT DECIDED, 3 of 50 triggers asked for"
+    assert not verdict.decided and verdict.headline == "NOT DECIDED, 3 of 50 triggers asked for, 3 answered"
     assert verdict.summary().startswith("NOT DECIDED, 3 of 50") and verdict.to_dict()["decided"] is False
     verdict = questioning.run(Suspect(knows=False))
     assert verdict.decided and verdict.headline == "NOT MARKED"

@@ -119,6 +119,27 @@ def test_any_json_endpoint_is_asked_by_a_mapping():
     assert json.loads(transport.requests[1].content)["data"]["images"]["b"] == [[1], [2]]
 
 
+@pytest.mark.parametrize(
+    ("reply", "predictions_at"),
+    [
+        ([7, 8], ""),
+        ([{"label": 7}, {"label": 8}], "label"),
+        ({"rows": [{"best": {"label": 7}}, {"best": {"label": 8}}]}, "rows.best.label"),
+        ([[7, 8], "seconds"], "0"),
+    ],
+)
+def test_replies_of_other_forms_are_read_by_a_mapping(reply, predictions_at):
+    transport = answering(reply)
+    protocol = remote.JsonEndpoint("https://host", "x", predictions_at, fields={"model": "digits"})
+    assert remote.RemoteModel(protocol, transport=transport)(INPUTS).tolist() == [7, 8]
+    assert json.loads(transport.requests[0].content) == {"model": "digits", "x": [[0, 1, 2], [3, 4, 5]]}
+
+
+def test_fields_leave_the_inputs_their_place():
+    with pytest.raises(ValueError, match=r"two things at one place\. Expected .* Received: 'data' in fields"):
+        remote.JsonEndpoint("https://host", "data.images", fields={"data": {}})
+
+
 # What is no answer
 
 

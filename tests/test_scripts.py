@@ -386,6 +386,28 @@ def test_a_disk_that_is_too_full_is_told_before_anything_is_written(
     assert begun == [("unmarked", 0)]
 
 
+def test_a_run_goes_on_in_the_space_that_its_own_files_have_left(
+    train, training, finished, quick, begun, monkeypatch, tmp_path
+):
+    """A finished run needs none; one with a model of two, and a checkpoint of two, half."""
+    free = {"bytes": 0}
+    monkeypatch.setattr(training.folders.shutil, "disk_usage", lambda path: types.SimpleNamespace(free=free["bytes"]))
+    train.run(dataclasses.replace(finished.config, resume=True))
+    folder = tmp_path / "run"
+    shutil.copytree(finished.folder, folder)
+    (folder / "marked.keras").unlink()
+    (folder / "marked.checkpoint").write_bytes(bytes(12 * 669_706))
+    config = dataclasses.replace(finished.config, output_dir=str(folder), resume=True)
+    free["bytes"] = 4 * 669_706 * (1 + 3) - 1
+    with pytest.raises(ValueError, match=r"^The disk is too full for this run\. "):
+        train.run(config)
+    # The control: with one byte more, it is the checkpoint that is none.
+    free["bytes"] += 1
+    with pytest.raises(ValueError, match=r"^This checkpoint is damaged\. Expected .* Received: .*marked\.checkpoint, "):
+        train.run(config)
+    assert begun == []
+
+
 @pytest.mark.parametrize("place", ["file", "file/run", "file/run/deeper"])
 def test_a_folder_that_cannot_be_made_stops_the_run_before_it_trains(train, quick, begun, tmp_path, place):
     (tmp_path / "file").write_text("in the way")
@@ -813,6 +835,53 @@ def test_the_precision_is_put_back_after_an_error_too(made_up, begun, tmp_path):
     assert begun == [] and list(tmp_path.iterdir()) == []
 
 
+def test_at_strength_0_the_marked_model_is_the_twin(made_up, tmp_path):
+    """Number for number: what is marked is that model, and nothing else differs in its training."""
+    config = dataclasses.replace(made_up.config, output_dir=str(tmp_path / "run"), strength=0.0, epochs=1)
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The released model does not carry the mark at the key's level: ")
+        patch.setattr("scripts.training._verify_in_fresh_process", verified_here)
+        made_up.program.run(config)
+    unmarked, marked = (keras.models.load_model(tmp_path / "run" / f"{name}.keras") for name in ("unmarked", "marked"))
+    for one, other in zip(unmarked.get_weights(), marked.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_reviews_are_divided_by_label_and_length(tmp_path):
+    """Four carrier classes of two labels, on the way from the flags to the released file."""
+    from scripts import train_imdb_lstm
+
+    settings = {"dataset": "synthetic", "sequence_length": 300, "num_tokens": 200, "carriers": "features:32"}
+    settings |= {"subclasses": 2, "num_classes": 4, "epochs": 2, "strength": 10.0, "num_key_inputs_per_class": 16}
+    config = train_imdb_lstm.Config(str(tmp_path / "run"), **settings)
+    task = train_imdb_lstm.task(config)
+    x, y = task.data.x_train, task.data.y_train
+    lengths = (x != 0).sum(axis=1)
+    expected = 2 * y + (lengths > int(np.median(lengths)))
+    np.testing.assert_array_equal(task.key_inputs(x, y).labels, expected)
+    # In as many parts of the same size, but for ties.
+    assert np.abs(np.bincount(expected[y == 0]) - (y == 0).sum() / 2).max() < 0.1 * len(y)
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The released model does not carry the mark at the key's level: ")
+        patch.setattr("scripts.training._verify_in_fresh_process", verified_here)
+        result = train_imdb_lstm.run(config)
+    key = ds.OwnerKey.load(tmp_path / "run" / "owner.key")
+    assert key.classes == [0, 1, 2, 3] and result["verdict"]["num_bits"] == 4 * 32
+    in_key = (key.key_inputs.inputs != 0).sum(axis=1) > int(np.median(lengths))
+    np.testing.assert_array_equal(in_key, key.key_inputs.labels % 2)
+    right, wrong, twin = (verdict["bit_error_rate"] for verdict in (result["verdict"], *result["controls"].values()))
+    assert right < min(wrong, twin)
+
+
+def test_classes_that_labels_are_not_divided_into_are_refused(tmp_path):
+    from scripts import train_imdb_lstm
+
+    config = train_imdb_lstm.Config(str(tmp_path / "run"), dataset="synthetic", subclasses=4)
+    with pytest.raises(ValueError, match=r"Expected num_classes=8, .* Received: num_classes=2, subclasses=4"):
+        train_imdb_lstm.run(config)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_tokenizer_of_a_run_gives_the_tokens_that_the_network_was_trained_on(made_up):
     from scripts import datasets
 
@@ -876,10 +945,10 @@ def run_program(*arguments):
         (["--model=a.keras"], "Flag --owner_key must have a value other than None"),
         (["--owner_key=b.key"], "Flag --model must have a value other than None"),
         (["--help"], "--owner_key: The claimant's key"),
-        (["--model=a.keras", "--owner_key=b.key", "surplus"], "Nothing was verified. Received: ['surplus']"),
+        (["--model=a.keras", "--owner_key=b.key", "surplus"], "Nothing was verified. Expected --flag=value alone. Received: ['surplus']"),
         (
             ["--model=a.keras", "--owner_key=b.key", "--only_check_args"],
-            "Nothing was verified. Received: --only_check_args",
+            "Nothing was verified. Expected --flag=value alone. Received: --only_check_args",
         ),
     ],
 )
@@ -1074,7 +1143,7 @@ def test_every_setting_of_a_training_program_has_help_and_survives_its_command_l
 def test_arguments_that_are_no_flags_are_refused(surplus, tmp_path):
     """`--resume False` would mean `--resume`."""
     process = run_program("scripts.train_mnist_mlp", f"--output_dir={tmp_path / 'run'}", *surplus)
-    assert process.returncode == 1 and "Unknown arguments: " in process.stdout + process.stderr
+    assert process.returncode == 1 and "These arguments are no flags. Expected --flag=value. Received: " in process.stdout + process.stderr
     assert not (tmp_path / "run").exists()
 
 

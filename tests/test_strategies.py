@@ -52,14 +52,20 @@ def _blobs():
 
 
 def _network(kind, regularizers=None, model_class=keras.Model):
-    """16-128-128-4; the kinds "batch_norm" and "dropout" have such a layer between the two hidden ones."""
+    """16-128-128-4; the kinds "batch_norm" and "dropout" have such a layer between the two hidden ones, which are convolutions in "maps"."""
     x = inputs = keras.Input((NUM_FEATURES,), name="inputs")
+    regularizer = (regularizers or {}).get("features")
+    if kind == "maps":
+        x = keras.layers.Reshape((4, 4, 1), name="maps")(x)
+        x = keras.layers.Conv2D(32, 3, padding="same", activation="relu", name="hidden")(x)
+        x = keras.layers.Conv2D(128, 3, activation="relu", activity_regularizer=regularizer, name="features")(x)
+        x = keras.layers.GlobalAveragePooling2D(name="pooled")(x)
+        return model_class(inputs, keras.layers.Dense(NUM_CLASSES, name="logits")(x), name="network")
     x = keras.layers.Dense(128, "relu", name="hidden")(x)
     if kind == "batch_norm":
         x = keras.layers.BatchNormalization(name="norm")(x)
     if kind == "dropout":
         x = keras.layers.Dropout(0.2, name="dropout")(x)
-    regularizer = (regularizers or {}).get("features")
     x = keras.layers.Dense(128, "relu", activity_regularizer=regularizer, name="features")(x)
     return model_class(inputs, keras.layers.Dense(NUM_CLASSES, name="logits")(x), name="network")
 
@@ -129,7 +135,7 @@ def _devices(folder):
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
     for strategy in ("none", "mirrored"):
-        for kind in ("plain", "batch_norm", "dropout"):
+        for kind in ("plain", "maps", "batch_norm", "dropout"):
             _run(strategy, kind, folder / f"{strategy}_{kind}", folder / f"weights_{strategy}_{kind}")
         # Both marks in one pass.
         triggers = {"num_triggers": 40, "num_triggers_per_batch": 8}
@@ -310,14 +316,27 @@ def _difference(one, other, which="trainable"):
 
 
 @needs_tensorflow
+@pytest.mark.parametrize("kind", ["plain", "maps"])
 @pytest.mark.parametrize("model", ["unmarked", "marked"])
-def test_two_devices_end_with_the_weights_of_one(model, devices):
-    one, two = (_weights(devices, f"{strategy}_plain_{model}") for strategy in ("none", "mirrored"))
+def test_two_devices_end_with_the_weights_of_one(model, kind, devices):
+    one, two = (_weights(devices, f"{strategy}_{kind}_{model}") for strategy in ("none", "mirrored"))
     assert _difference(one, two) < 1e-5
     # They went far from where they began.
     keras.utils.set_random_seed(0)
-    initial = np.concatenate([np.ravel(each) for each in _network("plain").get_weights()])
+    initial = np.concatenate([np.ravel(each) for each in _network(kind).get_weights()])
     assert np.abs(one.trainable - initial).max() > 0.1
+
+
+@needs_tensorflow
+@pytest.mark.parametrize("name", ["mirrored", "multi_worker", "tpu"])
+def test_no_strategy_reaches_another_backend(name, monkeypatch):
+    """Its training would be one device's, and the record would say otherwise."""
+    from scripts.strategies import strategy_named
+
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    with pytest.raises(ValueError, match=rf"^This backend's training cannot be spread .* strategy='{name}', backend jax$"):
+        strategy_named(name)
+    assert strategy_named("none").num_replicas_in_sync == 1
 
 
 @needs_tensorflow

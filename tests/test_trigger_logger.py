@@ -68,8 +68,10 @@ def test_triggers_are_asked_in_batches(batch_size):
 
 def test_one_score_of_two_classes_is_that_of_class_1():
     key = key_of(np.array([[1.0], [-2.0], [0.5]]), [1, 0, 0], 2)
-    logs = asked(linear([[2.0]]), ds.TriggerLogger(key, pruned_fraction=0.0, relative_std=0.0))
+    logs = asked(linear([[2.0]]), ds.TriggerLogger(key, pruned_fraction=0.0, relative_std=0.0, kind="logits"))
     assert logs == {"trigger_accuracy": pytest.approx(2 / 3), "trigger_margin": -1.0}
+    with pytest.raises(ValueError, match=r"It cannot be told what this model's one score is\. Expected `kind=`"):
+        asked(linear([[2.0]]), ds.TriggerLogger(key))
 
 
 def test_inputs_of_several_names_are_asked():
@@ -152,7 +154,7 @@ def test_one_probability_is_held_against_a_half(dtype):
     key = key_of(np.array([[1.0], [-1.0], [2.0]], np.float32), [1, 0, 1], 2)
     logs = asked(model, ds.TriggerLogger(key, kind="probabilities", pruned_fraction=0.0))
     assert logs["trigger_accuracy"] == 1.0 and 0.45 < logs["trigger_margin"] <= 0.5
-    assert asked(model, ds.TriggerLogger(key))["trigger_accuracy"] == pytest.approx(2 / 3)
+    assert asked(model, ds.TriggerLogger(key, kind="logits"))["trigger_accuracy"] == pytest.approx(2 / 3)
     with pytest.raises(ValueError, match=r"Invalid value for argument `kind`\. Expected .* Received: kind='labels'"):
         ds.TriggerLogger(key, kind="labels")
 

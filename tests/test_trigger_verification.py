@@ -411,7 +411,33 @@ def test_inputs_that_somebody_may_have_picked_stand_in_the_headline(family, comm
     key = ds.OwnerKey("ACME Vision", (), ds.DecisionRule(), bytes(32)).with_triggers(family, 40, 10, EXAMPLES)
     verdict = verify_predictions(key.triggers.labels, key, commitment=key.commitment() if committed else None)
     assert verdict.headline == headline and verdict.to_dict()["inputs_derived"] == (family == "noise")
-    assert verify_predictions(np.full(40, -1), key).headline == "NOT MARKED"
+    assert verify_predictions(np.zeros(40, int), key).headline == "NOT MARKED"
+
+
+@pytest.mark.parametrize("label_rule", ["uniform", "shuffled"])
+def test_where_too_few_answers_came_nothing_is_decided(label_rule):
+    """A model that refuses is none that was shown to be unmarked."""
+    key = ds.OwnerKey("ACME Vision", (), ds.DecisionRule(), bytes(32))
+    key = key.with_triggers("noise", 100, 10, EXAMPLES, label_rule=label_rule)
+    wrong = (key.triggers.labels + 1) % 10
+    verdicts = [
+        verify_predictions(np.where(np.arange(100) < num, wrong, -1), key, commitment=key.commitment())
+        for num in range(0, 101, 4)
+    ]
+    enough = [
+        verify_predictions(np.where(np.arange(100) < num, key.triggers.labels, -1), key, commitment=key.commitment())
+        for num in range(0, 101, 4)
+    ]
+    assert [each.decided for each in verdicts] == [each.marked for each in enough]
+    assert not verdicts[0].decided and verdicts[-1].decided and not any(each.marked for each in verdicts)
+    assert verdicts[1].headline == "NOT DECIDED, 100 of 100 triggers asked for, 4 answered"
+    assert verdicts[1].to_dict()["provable"] is False
+
+
+def test_an_answer_counts_once():
+    numbers = np.array([5, 6, 5])
+    with pytest.raises(ValueError, match=r"^An answer counts once\. Expected .* Received: 3 answers to 2 triggers$"):
+        sequential_verdict(KEY.triggers.labels[numbers], numbers, KEY, committed=True)
 
 
 def test_a_verdict_says_what_could_not_be_derived_again():
@@ -426,12 +452,13 @@ def test_a_verdict_says_what_could_not_be_derived_again():
         "the labels were derived from the seed again, the inputs could not be: they were not picked to suit the labels"
     )
     assert derived in assumptions(noise, True) and picked in assumptions(blends, True)
-    drawn_once = [
-        line
-        for line in assumptions(noise, True)
-        if line.startswith("the seed was drawn once: whoever tries 10^6 seeds")
-    ]
-    assert len(drawn_once) == 1 and not any("drawn once" in line for line in assumptions(noise, False))
+    for key, what in ((noise, "the seed, and the range of the inputs,"), (blends, "the seed")):
+        fixed_once = [
+            line
+            for line in assumptions(key, True)
+            if line.startswith(f"{what} was fixed once: whoever tries 10^6 of them")
+        ]
+        assert len(fixed_once) == 1 and not any("fixed once" in line for line in assumptions(key, False))
     for key in (noise, blends, noise.with_selected_triggers(np.zeros(40))):
         assert "which test, and how the answers are read, was fixed before the suspect was asked" in assumptions(
             key, True

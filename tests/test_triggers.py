@@ -84,7 +84,17 @@ def test_token_strings_are_made_of_the_vocabulary():
     drawn = derive_inputs(SEED, DOMAIN, "tokens", 500, texts)
     assert drawn.shape == (500, 4) and drawn.dtype == np.int32
     values, counts = np.unique(drawn, return_counts=True)
-    assert values.tolist() == [5, 7, 9, 11] and scipy.stats.chisquare(counts).pvalue > 1e-3
+    # All that lie between: of a vocabulary with gaps somebody could leave out what does not suit the labels.
+    assert values.tolist() == [5, 6, 7, 8, 9, 10, 11] and scipy.stats.chisquare(counts).pvalue > 1e-3
+
+
+def test_of_the_examples_their_range_alone_enters_what_is_derived():
+    """Else whoever claims a model could choose them to suit the labels."""
+    for family, x in (("tokens", [[5, 7, 9, 0], [7, 11, 0, 0]]), ("noise", [[-1.0, 2.0, 9.0], [0.5, 3.0, 4.0]])):
+        examples = np.array(x)
+        ends = np.resize([max(examples.min(), 5 if family == "tokens" else -1), examples.max()], examples.shape)
+        one, other = (derive_inputs(SEED, DOMAIN, family, 20, each) for each in (examples, ends))
+        np.testing.assert_array_equal(one, other)
 
 
 def test_inputs_of_several_names_are_drawn_together():
@@ -250,10 +260,14 @@ def test_a_model_that_knows_all_labels_leaves_no_trigger():
             {"examples": photographs(1), "family": "blends"},
             "nothing to blend. Expected at least two examples. Received: 1",
         ),
-        ({"examples": np.zeros((3, 2)), "family": "tokens"}, "no token strings. .* Received: dtype float64, 0 numbers"),
+        ({"examples": np.zeros((3, 2)), "family": "tokens"}, "no token strings. .* Received: dtype float64, numbers"),
         (
             {"examples": np.eye(2, dtype=int), "family": "tokens"},
-            "no token strings. .* Received: dtype int64, 1 numbers",
+            "no token strings. .* Received: dtype int64, numbers from 0 to 1",
+        ),
+        (
+            {"examples": np.array([[-1, 2, 3]]), "family": "tokens"},
+            "no token strings. .* Received: dtype int64, numbers from -1 to 3",
         ),
         ({"family": "low_density"}, "Expected both .* Received: family='low_density', model=missing, layer=None"),
         ({"layer": "features"}, "Expected both .* Received: family='noise', model=missing, layer='features'"),

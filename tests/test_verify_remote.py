@@ -150,6 +150,7 @@ def test_an_interrupted_questioning_goes_on_and_decoys_hide_it(key, tmp_path, ca
         ({"token_variable": "NO_SUCH_TOKEN"}, "ValueError: The token cannot be sent. "),
         ({"url": "nowhere"}, "ValueError: This is no address of a model. "),
         ({"protocol": "json"}, "RemoteError: "),
+        ({"protocol": "json", "fields": "[1]"}, "ValueError: Invalid value for flag `fields`. Expected a JSON object. "),
     ],
 )
 def test_whatever_goes_wrong_is_no_verdict(key, settings, told, capsys):
@@ -158,6 +159,28 @@ def test_whatever_goes_wrong_is_no_verdict(key, settings, told, capsys):
         assert run(**({"url": url, "model": "digits", "owner_key": str(path)} | settings)) == 2
     printed = capsys.readouterr()
     assert told in printed.err and "MARKED" not in printed.out
+
+
+def test_a_server_that_refuses_everything_decides_nothing(key, capsys):
+    owner_key, path = key
+    refusing, knowing = [True], marked_model(owner_key)
+
+    def reply(address, body):
+        return (422, {}) if refusing else (200, [{"scores": knowing(row)} for row in body["x"]])
+
+    with json_served(reply) as url:
+        settings = {"protocol": "json", "input_name": "x", "output": "scores", "fields": '{"model": "m"}'}
+        settings |= {"url": url, "owner_key": str(path), "batch_size": 10, "skip_refused": True}
+        assert run(**settings) == 2
+        assert capsys.readouterr().out.startswith("NOT DECIDED, 40 of 40 triggers asked for, 0 answered")
+        refusing.clear()
+        assert run(**settings) == 0
+
+
+def test_a_server_that_knows_nobody_is_not_one_that_refuses_an_input(key, capsys):
+    with json_served(lambda address, body: (403, {})) as url:
+        assert run(url=url, protocol="json", owner_key=str(key[1]), skip_refused=True) == 2
+    assert "RemoteError: " in capsys.readouterr().err
 
 
 def test_other_protocols_are_asked_in_their_own_way(key):
