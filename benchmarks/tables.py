@@ -4,6 +4,7 @@ python -m benchmarks.tables
 """
 
 import functools
+import importlib
 import json
 import math
 import pathlib
@@ -38,11 +39,14 @@ class Recorded(dict[str, Result]):
 
 def summary_table(results: dict[str, Result]) -> str:
     """One row a network, over the seeds of its default setting."""
-    times = {row["setting"]: _ratio(row, "wall") for row in results.get("overhead_networks", {"rows": []})["rows"]}
+    times = {
+        row["setting"]: f"{_ratio(row, 'wall')} of {row['plain_step_ms']:.1f} ms"
+        for row in results.get("overhead_networks", {"rows": []})["rows"]
+    }
     rows = []
-    for name, (title, paper) in _NETWORKS.items():
+    for name, (title, paper, program) in _NETWORKS.items():
         if f"{name}_default" not in results:
-            rows.append([title, "not recorded yet", *[""] * 7, paper])
+            rows.append([title, _num_parameters(program), "not recorded yet", *[""] * 7, paper])
             continue
         result = results[f"{name}_default"]
         unmarked, marked = (accuracies(result, which) for which in ("unmarked", "marked"))
@@ -52,6 +56,7 @@ def summary_table(results: dict[str, Result]) -> str:
         rows.append(
             [
                 title,
+                _num_parameters(program),
                 f"{unmarked.mean():.2f}",
                 f"{marked.mean():.2f}",
                 shown,
@@ -65,6 +70,7 @@ def summary_table(results: dict[str, Result]) -> str:
         )
     header = [
         "network",
+        "parameters",
         "unmarked, %",
         "marked, %",
         "difference, 95 % interval",
@@ -72,10 +78,16 @@ def summary_table(results: dict[str, Result]) -> str:
         "bits",
         "wrong bits, worst seed",
         "log10 p, worst seed",
-        "time of a train step, marked / plain",
+        "time of a train step on one core, marked / plain",
         "paper: unmarked / marked, %",
     ]
     return markdown_table(header, rows)
+
+
+def _num_parameters(program: str) -> str:
+    """Of the network that a program trains by default."""
+    module = importlib.import_module(program)
+    return f"{module.builder(module.Config(output_dir=''))().count_params():,}"
 
 
 def accuracy_table(results: dict[str, Result], study: str) -> str:
@@ -87,8 +99,10 @@ def accuracy_table(results: dict[str, Result], study: str) -> str:
             f"{100 * row['accuracy']['unmarked']:.2f}",
             f"{100 * row['accuracy']['marked']:.2f}",
             f"{difference(row):+.2f}",
+            " / ".join(f"{rate:.4f}" for rate in row["bit_error_rate"].get("last epoch", {}).values()),
             _errors(row, "key inputs"),
             _errors(row, "held out"),
+            f"{row['margin']['smallest']:.2f}" if "smallest" in row["margin"] else "",
             f"{row['log10_p_value']['marked']:.1f}",
             f"{row['log10_p_value']['unmarked twin']:.1f}",
             f"{row['log10_p_value']['wrong key']:.1f}",
@@ -112,8 +126,10 @@ def accuracy_table(results: dict[str, Result], study: str) -> str:
         "unmarked, %",
         "marked, %",
         "difference",
+        "BER in training, last epoch, batch means",
         "wrong bits, released file",
         "wrong bits, held-out inputs",
+        "smallest margin",
         "log10 p, marked",
         "unmarked twin",
         "wrong key",
@@ -352,12 +368,12 @@ def capacity_table(results: dict[str, Result]) -> str:
     return markdown_table(header, rows) + "\n\n" + circumstances(result)
 
 
-# What the tables call each network, and the accuracies that the paper's first version reports, unmarked / marked.
+# What the tables call each network, the accuracies that the paper's first version reports, unmarked / marked, and what trains it.
 _NETWORKS = {
-    "mnist": ("MLP, MNIST", "98.54 / 98.13"),
-    "cnn": ("CNN, CIFAR-10", "78.47 / 80.7"),
-    "wrn": ("WRN-16-2, CIFAR-10", "91.42 / not reported"),
-    "lstm": ("LSTM, IMDB", "not reported"),
+    "mnist": ("MLP, MNIST", "98.54 / 98.13", "scripts.train_mnist_mlp"),
+    "cnn": ("CNN, CIFAR-10", "78.47 / 80.7", "scripts.train_cifar10_cnn"),
+    "wrn": ("WRN-16-2, CIFAR-10", "91.42 / not reported", "scripts.train_cifar10_wrn"),
+    "lstm": ("LSTM, IMDB", "not reported", "scripts.train_imdb_lstm"),
 }
 
 Table = Callable[[dict[str, Result]], str]
@@ -392,7 +408,7 @@ TABLES: dict[str, Table] = {
     "calibration": calibration_table,
     **_for_each(_NETWORKS, "triggers", trigger_tables.accuracy_table, "triggers"),
     **_for_each(_NETWORKS, "trigger_robustness", trigger_tables.robustness_table, "triggers"),
-    **_for_each(("mnist", "cnn"), "families", trigger_tables.families_table, "families"),
+    **_for_each(("mnist", "cnn", "lstm"), "families", trigger_tables.families_table, "families"),
     "trigger_calibration": trigger_tables.calibration_table,
     "trigger_power": trigger_tables.power_table,
     **{

@@ -20,6 +20,7 @@ def accuracy_table(results: dict[str, Result], study: str) -> str:
                 f"{100 * row['accuracy']['unmarked']:.2f}",
                 f"{100 * row['accuracy']['marked']:.2f}",
                 *(_matches(row["triggers"], which) for which in ("marked", "unmarked twin", "wrong key")),
+                f"{row['triggers']['smallest_margin']:.2f}",
                 f"{row['triggers']['log10_p_value']['marked']:.1f}",
                 f"{row['bit_error_rate']['key inputs']:.4f}" if "bit_error_rate" in row else "",
             ]
@@ -30,6 +31,15 @@ def accuracy_table(results: dict[str, Result], study: str) -> str:
         if len(runs) > 1:
             sentence += ", 95 % interval [{:+.3f}, {:+.3f}]".format(*interval(marked - unmarked))
         sentences.append(f"{sentence}.")
+    sentences += [
+        f"{title}, seed {row['settings']['seed']}: with BatchNorm statistics of task data in place of those with triggers among it "
+        "{:.2f} % in place of {:.2f} %, {} triggers in place of {}.".format(
+            *(100 * each["accuracy"] for each in both), *(each["num_matches"] for each in both)
+        )
+        for title, runs in _ways(result).items()
+        for row in runs
+        if (both := [row["triggers"]["batch_norm"].get(name) for name in ("of task data", "with triggers")])[0]
+    ]
     header = [
         "mark",
         "seed",
@@ -38,6 +48,7 @@ def accuracy_table(results: dict[str, Result], study: str) -> str:
         "triggers answered",
         "unmarked twin",
         "wrong key",
+        "smallest margin, also pruned and shaken",
         "log10 p",
         "BER of the layers",
     ]

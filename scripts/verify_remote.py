@@ -57,9 +57,7 @@ class Config:
     )
     max_attempts: int = option(5, "Requests for one batch.", minimum=1)
     max_requests_per_second: float = option(0.0, "Requests are spaced so; 0: at once.", minimum=0.0)
-    skip_refused: bool = option(
-        False, "Count an input that is answered with status 400, 413 or 422 as not answered."
-    )
+    skip_refused: bool = option(False, "Count an input that is answered with status 400, 413 or 422 as not answered.")
     token_variable: str | None = option(None, "Environment variable with a token for the server.")
     commitment: str | None = option(None, COMMITMENT_HELP)
     evidence: str | None = option(None, EVIDENCE_HELP)
@@ -141,8 +139,7 @@ def _fields(text: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         # The text is not shown: it may hold a secret.
         raise ValueError(
-            "Invalid value for flag `fields`. Expected a JSON object. "
-            f"Received: {len(text)} characters that are none"
+            f"Invalid value for flag `fields`. Expected a JSON object. Received: {len(text)} characters that are none"
         )
     return found
 

@@ -319,19 +319,33 @@ def _recorded(*rows):
     return {"rows": rows, "command": "c", "date": "d", "data": "x", "hardware": "h", "versions": {"keras": "k"}}
 
 
+_MLP = "scripts.train_mnist_mlp"
+
+
 def test_the_summary_has_a_row_a_network_over_all_seeds(monkeypatch):
-    monkeypatch.setattr(tables, "_NETWORKS", {"a": ("A, digits", "80 / 79"), "b": ("B", "")})
+    monkeypatch.setattr(tables, "_NETWORKS", {"a": ("A, digits", "80 / 79", _MLP), "b": ("B", "", _MLP), "c": ("C", "1 / 2", _MLP)})
     several = _recorded(_row(0, 0.81), _row(1, 0.82, wrong=3), _row(2, 0.83))
     begun = _recorded(_row(0, 0.815)) | {"num_missing": 4}
-    time = {"setting": "A", "wall_ratio": 1.01, "wall_ratio_interval": [1.0, 1.02]}
+    time = {"setting": "A", "wall_ratio": 1.01, "wall_ratio_interval": [1.0, 1.02], "plain_step_ms": 7.42}
     text = tables.summary_table({"a_default": several, "b_default": begun, "overhead_networks": {"rows": [time]}})
-    first, second = text.splitlines()[2:]
+    first, second, third = text.splitlines()[2:]
     # Student's t with two degrees of freedom: 4.303 standard errors of 1 / sqrt(3).
     assert (
         first
-        == "| A, digits | 82.00 | 82.00 | +0.00 [-2.48, +2.48] | 3 | 640 | 3 | -189.1 | 1.010 [1.000, 1.020] | 80 / 79 |"
+        == "| A, digits | 669,706 | 82.00 | 82.00 | +0.00 [-2.48, +2.48] | 3 | 640 | 3 | -189.1 | 1.010 [1.000, 1.020] of 7.4 ms | 80 / 79 |"
     )
-    assert second == "| B | 82.00 | 81.50 | -0.50 | 1 of 5 | 640 | 0 | -192.1 | not measured yet |  |"
+    assert second == "| B | 669,706 | 82.00 | 81.50 | -0.50 | 1 of 5 | 640 | 0 | -192.1 | not measured yet |  |"
+    assert third == "| C | 669,706 | not recorded yet |  |  |  |  |  |  |  | 1 / 2 |"
+
+
+def test_an_accuracy_table_shows_what_inference_mode_changes():
+    old = _row(1, marked=0.82)
+    del old["bit_error_rate"]["last epoch"], old["margin"]["smallest"]
+    lines = tables.accuracy_table({"a_default": _recorded(_row(wrong=3), old)}, "a_default").splitlines()
+    assert lines[2:4] == [
+        "| 0 | 82.00 | 81.00 | -1.00 | 0.0126 | 3 of 640 | 0 of 640 | 0.10 | -189.1 | 0.0 | 0.0 |",
+        "| 1 | 82.00 | 82.00 | +0.00 |  | 0 of 640 | 0 of 640 |  | -192.1 | 0.0 | 0.0 |",
+    ]
 
 
 def test_the_search_shows_each_place_of_the_mark():
@@ -377,6 +391,8 @@ def _trigger_row(seed, marked, num_matches, **more):
         "triggers": {
             "num_triggers": 100,
             "num_matches": of_all,
+            "smallest_margin": 0.25,
+            "batch_norm": {"num_layers": 0},
             "log10_p_value": {name: -float(each) for name, each in of_all.items()},
         },
         "pruned": {"0.5": outcome(10)},
@@ -389,16 +405,20 @@ def _trigger_row(seed, marked, num_matches, **more):
 def test_triggers_are_shown_alone_and_beside_bits():
     bits = {"num_bits": 640, "bit_error_rate": {"key inputs": 0.0125}}
     rows = [_trigger_row(0, 0.97, 99), _trigger_row(1, 0.98, 100), _trigger_row(0, 0.96, 90, **bits)]
+    before, after = ({"accuracy": accuracy, "num_matches": num} for accuracy, num in ((0.95, 92), (0.96, 90)))
+    rows[2]["triggers"]["batch_norm"] = {"num_layers": 3, "with triggers": before, "of task data": after}
     results = {"x_triggers": _recorded(*rows)}
     lines = trigger_tables.accuracy_table(results, "x_triggers").splitlines()
     assert lines[2:5] == [
-        "| triggers | 0 | 98.00 | 97.00 | 99 of 100 | 9 of 100 | 12 of 100 | -99.0 |  |",
-        "| triggers | 1 | 98.00 | 98.00 | 100 of 100 | 9 of 100 | 12 of 100 | -100.0 |  |",
-        "| triggers and bits | 0 | 98.00 | 96.00 | 90 of 100 | 9 of 100 | 12 of 100 | -90.0 | 0.0125 |",
+        "| triggers | 0 | 98.00 | 97.00 | 99 of 100 | 9 of 100 | 12 of 100 | 0.25 | -99.0 |  |",
+        "| triggers | 1 | 98.00 | 98.00 | 100 of 100 | 9 of 100 | 12 of 100 | 0.25 | -100.0 |  |",
+        "| triggers and bits | 0 | 98.00 | 96.00 | 90 of 100 | 9 of 100 | 12 of 100 | 0.25 | -90.0 | 0.0125 |",
     ]
     assert lines[6] == (
         "triggers: paired difference -0.500 points, 95 % interval [-6.853, +5.853]. "
-        "triggers and bits: paired difference -2.000 points."
+        "triggers and bits: paired difference -2.000 points. "
+        "triggers and bits, seed 0: with BatchNorm statistics of task data in place of those with triggers among it 96.00 % in place of "
+        "95.00 %, 90 triggers in place of 92."
     )
     lines = trigger_tables.robustness_table(results, "x_triggers").splitlines()
     assert lines[2:6] == [

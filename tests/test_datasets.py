@@ -303,7 +303,9 @@ def test_a_damaged_data_set_is_told_with_a_way_out(datasets, monkeypatch, kind):
             raise getattr(tf.errors, kind)(None, None, "truncated record at 1024")
 
     monkeypatch.setattr(tfds, "builder", lambda name, data_dir=None: Damaged())
-    with pytest.raises(ValueError, match=rf"^The data set cifar10 cannot be loaded\. Expected it, undamaged, .* {kind}: "):
+    with pytest.raises(
+        ValueError, match=rf"^The data set cifar10 cannot be loaded\. Expected it, undamaged, .* {kind}: "
+    ):
         datasets.load_cifar10("cifar10")
 
 

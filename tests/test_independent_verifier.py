@@ -67,7 +67,9 @@ def random_key(random):
         dtype = ["int16", "uint8", "int64"][random.integers(3)]
         examples = {name: random.integers(0, 100, (5, 3)).astype(dtype) for name in ("x", "y")[: random.integers(1, 3)]}
         if family == "noise" and random.integers(2):
-            examples = {name: (array / 7).astype(f"float{32 << random.integers(2)}") for name, array in examples.items()}
+            examples = {
+                name: (array / 7).astype(f"float{32 << random.integers(2)}") for name, array in examples.items()
+            }
         key = key.with_triggers(family, 12, 10, examples["x"] if len(examples) == 1 else examples)
         if random.integers(2):
             # Of which some were right already.

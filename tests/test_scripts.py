@@ -945,7 +945,10 @@ def run_program(*arguments):
         (["--model=a.keras"], "Flag --owner_key must have a value other than None"),
         (["--owner_key=b.key"], "Flag --model must have a value other than None"),
         (["--help"], "--owner_key: The claimant's key"),
-        (["--model=a.keras", "--owner_key=b.key", "surplus"], "Nothing was verified. Expected --flag=value alone. Received: ['surplus']"),
+        (
+            ["--model=a.keras", "--owner_key=b.key", "surplus"],
+            "Nothing was verified. Expected --flag=value alone. Received: ['surplus']",
+        ),
         (
             ["--model=a.keras", "--owner_key=b.key", "--only_check_args"],
             "Nothing was verified. Expected --flag=value alone. Received: --only_check_args",
@@ -1143,7 +1146,10 @@ def test_every_setting_of_a_training_program_has_help_and_survives_its_command_l
 def test_arguments_that_are_no_flags_are_refused(surplus, tmp_path):
     """`--resume False` would mean `--resume`."""
     process = run_program("scripts.train_mnist_mlp", f"--output_dir={tmp_path / 'run'}", *surplus)
-    assert process.returncode == 1 and "These arguments are no flags. Expected --flag=value. Received: " in process.stdout + process.stderr
+    assert (
+        process.returncode == 1
+        and "These arguments are no flags. Expected --flag=value. Received: " in process.stdout + process.stderr
+    )
     assert not (tmp_path / "run").exists()
 
 

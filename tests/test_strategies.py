@@ -52,7 +52,7 @@ def _blobs():
 
 
 def _network(kind, regularizers=None, model_class=keras.Model):
-    """16-128-128-4; the kinds "batch_norm" and "dropout" have such a layer between the two hidden ones, which are convolutions in "maps"."""
+    """16-128-128-4; "batch_norm" and "dropout" have such a layer between the hidden ones, which are convolutions in "maps"."""
     x = inputs = keras.Input((NUM_FEATURES,), name="inputs")
     regularizer = (regularizers or {}).get("features")
     if kind == "maps":
@@ -334,7 +334,9 @@ def test_no_strategy_reaches_another_backend(name, monkeypatch):
     from scripts.strategies import strategy_named
 
     monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
-    with pytest.raises(ValueError, match=rf"^This backend's training cannot be spread .* strategy='{name}', backend jax$"):
+    with pytest.raises(
+        ValueError, match=rf"^This backend's training cannot be spread .* strategy='{name}', backend jax$"
+    ):
         strategy_named(name)
     assert strategy_named("none").num_replicas_in_sync == 1
 

@@ -150,7 +150,10 @@ def test_an_interrupted_questioning_goes_on_and_decoys_hide_it(key, tmp_path, ca
         ({"token_variable": "NO_SUCH_TOKEN"}, "ValueError: The token cannot be sent. "),
         ({"url": "nowhere"}, "ValueError: This is no address of a model. "),
         ({"protocol": "json"}, "RemoteError: "),
-        ({"protocol": "json", "fields": "[1]"}, "ValueError: Invalid value for flag `fields`. Expected a JSON object. "),
+        (
+            {"protocol": "json", "fields": "[1]"},
+            "ValueError: Invalid value for flag `fields`. Expected a JSON object. ",
+        ),
     ],
 )
 def test_whatever_goes_wrong_is_no_verdict(key, settings, told, capsys):
