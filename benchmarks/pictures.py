@@ -12,7 +12,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 
-from benchmarks.suite_tables import LEVEL, attacks_of, curves, evidence, outcome_of, ways_of  # noqa: E402
+from benchmarks.suite_tables import LEVEL, attacks_of, curves, outcome_of, ways_of  # noqa: E402
+from deepsigns_tf.attacks.outcomes import evidence, points_lost  # noqa: E402
 from deepsigns_tf.files import write_atomically  # noqa: E402
 
 _COLOR = "#0072b2"
@@ -123,11 +124,10 @@ def adaptive_picture(result: dict[str, Any], path: pathlib.Path) -> None:
         path: Where the PNG goes.
     """
     figure, axes = plt.subplots(figsize=(10, 7), layout="constrained")
-    before = 100 * np.mean([row["suite"]["marked"]["accuracy"] for row in result["rows"]])
     markers = itertools.cycle("osD^v<>PX")
     for (name, outcomes), marker in zip(attacks_of(result).items(), markers, strict=False):
         if outcomes[0]["family"] == "adaptive":
-            lost = [before - 100 * outcome["accuracy"] for outcome in outcomes]
+            lost = [points_lost([outcome]) for outcome in outcomes]
             left = [evidence(outcome) for outcome in outcomes]
             axes.scatter(lost, left, marker=marker, s=36, label=name, edgecolor="black", linewidth=0.4)
     for points in curves(result).values():

@@ -2,13 +2,14 @@
 
 import itertools
 import re
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
 import scipy.stats
 
 from benchmarks.cells import Result, circumstances
-from deepsigns_tf.attacks.outcomes import survived
+from deepsigns_tf.attacks.outcomes import evidence, order_of_attacks, points_lost, survived
 from scripts.attack_report import of_unrelated
 from scripts.markdown import markdown_table
 
@@ -24,7 +25,7 @@ def suite_table(results: dict[str, Result], study: str) -> str:
     result = results[study]
     attacks = attacks_of(result)
     adaptive = {name: outcomes for name, outcomes in attacks.items() if outcomes[0]["family"] == "adaptive"}
-    best = min(adaptive, key=lambda name: _lightness(adaptive[name]), default=None)
+    best = min(adaptive, key=lambda name: order_of_attacks(adaptive[name]), default=None)
     names = [*([best] if best else []), *(name for name in attacks if name != best)]
     suites = [row["suite"] for row in result["rows"]]
     shown = [_of_controls(suites, "marked", "none")]
@@ -56,15 +57,6 @@ def attacks_of(result: Result) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def evidence(outcome: dict[str, Any]) -> float:
-    """-log10 p of what is read best: as the model stands, or matched with the key's reference.
-
-    Args:
-        outcome: Of an attack, as `Examiner.outcome` says.
-    """
-    return -min(outcome[part]["log10_p_value"] for part in ("weights", "referred") if part in outcome)
-
-
 def curves(result: Result) -> dict[str, list[tuple[float, float, float]]]:
     """What moving class means costs and leaves, with all that follows it: for each way of it, by rising distance.
 
@@ -78,7 +70,7 @@ def curves(result: Result) -> dict[str, list[tuple[float, float, float]]]:
     for name, outcomes in attacks_of(result).items():
         said = re.fullmatch(r"(class means moved by) ([\d.]+)(.*)", name)
         if said:
-            points = float(said[2]), _points_lost(outcomes), float(np.mean([evidence(each) for each in outcomes]))
+            points = float(said[2]), points_lost(outcomes), float(np.mean([evidence(each) for each in outcomes]))
             found.setdefault(said[1] + said[3], []).append(points)
     return {name: sorted(points) for name, points in found.items()}
 
@@ -94,7 +86,7 @@ def price(result: Result) -> tuple[float, str] | None:
         adaptive attack gets there.
     """
     offers = [
-        (_points_lost(outcomes), name)
+        (points_lost(outcomes), name)
         for name, outcomes in attacks_of(result).items()
         if outcomes[0]["family"] == "adaptive" and all(evidence(each) < LEVEL for each in outcomes)
     ]
@@ -140,7 +132,61 @@ def defences_table(results: dict[str, Result], study: str) -> str:
         header += [f"{name}: BER (log10 p, worst seed)", "BER less the first way's [95 %]"]
         header += ["payload, x copies (log10 p), worst seed"]
     seeds = ", ".join(str(row["settings"]["seed"]) for row in first)
-    return markdown_table(header, rows) + f"\n\nSeeds {seeds}, of owner and thief.\n{circumstances(result)}"
+    chosen = f"By the rule the best is: {best_defence(result)}.\n"
+    return markdown_table(header, rows) + f"\n\nSeeds {seeds}, of owner and thief. {chosen}{circumstances(result)}"
+
+
+def sok_table(results: Mapping[str, Result]) -> str:
+    """The SoK's one published cell for this mark beside the same attack here, for each network whose suite was recorded.
+
+    Source: Lukas et al., S&P 2022; `visualization/barchart_fastest_attack.py` of their Watermark-Robustness-Toolbox, which writes
+    "Feature Permutation", 0 hours, over whatever was measured.
+
+    Args:
+        results: By their names.
+    """
+    # As any table without its file, where there is none.
+    recorded = [name for name in results if name.endswith("_suite")] or ["mnist_suite"]
+    rows = []
+    for name in sorted(recorded):
+        attacks = attacks_of(results[name])
+        for attack in ("units permuted", "units permuted, then 50 % pruned"):
+            cells = _cells(attacks[attack])
+            rows.append(
+                [
+                    name.removesuffix("_suite"),
+                    attack,
+                    "removed, in 0 hours" if attack == "units permuted" else "not tried",
+                    *(cells.get(column, "") for column in _OF_THE_SOK),
+                ]
+            )
+    return markdown_table(["network", "attack", "SoK", *_OF_THE_SOK], rows)
+
+
+def best_defence(result: Result) -> str:
+    """The way to mark that the study "defences" chooses, by a rule that was written down when four of its 42 runs were known.
+
+    Of the ways whose mean accuracy lies at most 0.1 point below the first one's, that with the smallest log10 p of the decoded payload,
+    averaged over seeds and thieves: the same payload in all ways, which a lower error rate of fewer bits does not flatter.
+
+    Args:
+        result: `results/mnist_defences.json`.
+    """
+    ways = ways_of(result)
+    accuracy = {way: np.mean([row["accuracy"]["marked"] for row in rows]) for way, rows in ways.items()}
+    least = accuracy[next(iter(ways))] - 0.001 - 1e-9
+    strength = {
+        way: np.mean(
+            [
+                outcome["payload"]["log10_p_value"] if "payload" in outcome else 0.0
+                for row in rows
+                for outcome in row["suite"]["rows"]
+            ]
+        )
+        for way, rows in ways.items()
+        if accuracy[way] >= least
+    }
+    return min(strength, key=lambda way: float(strength[way]))
 
 
 def ways_of(result: Result) -> dict[str, list[dict[str, Any]]]:
@@ -238,6 +284,12 @@ def _of_controls(suites: list[dict[str, Any]], which: str, name: str) -> dict[st
     )
 
 
+# Beside the SoK's.
+_OF_THE_SOK = (
+    *("accuracy, %", "BER", "log10 p, worst seed", "matched with the reference: BER, log10 p of the worst seed"),
+    *("survived", "seconds"),
+)
+
 # Of the table of a suite; those that no row has anything for are left out.
 _COLUMNS = (
     *("attack", "family", "seeds", "accuracy, %", "answers changed, %", "largest change of an output"),
@@ -290,12 +342,15 @@ def _in_words(outcomes: list[dict[str, Any]], mark: Literal["weights", "answers"
 
 def _sentences(result: Result) -> str:
     """What the rows come to."""
-    found = price(result)
-    words = (
-        "No adaptive attack of the suite brings p above 1e-6.\n"
-        if found is None
-        else f"A thief who knows the method brings p above 1e-6 for {found[0]:.1f} points of accuracy ({found[1]}).\n"
-    )
+    found, families = price(result), {outcomes[0]["family"] for outcomes in attacks_of(result).values()}
+    if "adaptive" not in families:
+        words = "Adaptive attacks were not tried on this network.\n"
+    elif found is None:
+        words = "No adaptive attack of the suite brings p above 1e-6.\n"
+    else:
+        words = (
+            f"A thief who knows the method brings p above 1e-6 for {found[0]:.1f} points of accuracy ({found[1]}).\n"
+        )
     for row in result["rows"]:
         if "unrelated" in row["suite"]:
             words += f"Seed {row['settings']['seed']}: of {of_unrelated(row['suite']['unrelated'])}\n"
@@ -305,17 +360,3 @@ def _sentences(result: Result) -> str:
 def _mean_rate(outcomes: list[dict[str, Any]], part: str) -> str:
     rates = [outcome[part].get("bit_error_rate") for outcome in outcomes]
     return "no reading" if None in rates else f"{np.mean(rates):.4f}"
-
-
-def _points_lost(outcomes: list[dict[str, Any]]) -> float:
-    return 100 * float(np.mean([outcome["accuracy_before"] - outcome["accuracy"] for outcome in outcomes]))
-
-
-def _lightness(outcomes: list[dict[str, Any]]) -> tuple[int, float]:
-    """Smallest for the attack that removes the mark everywhere at the least cost; a model that is lost with its mark comes last."""
-    words = {survived(outcome, outcome["accuracy_before"]) for outcome in outcomes}
-    if words == {"removed"}:
-        return 0, _points_lost(outcomes)
-    if "with the model" in words:
-        return 2, _points_lost(outcomes)
-    return 1, min(evidence(outcome) for outcome in outcomes)

@@ -389,6 +389,11 @@ def _with_picture(table: Table, name: str) -> Table:
     return lambda results: f"{table(results)}\n![{PICTURES[name].title}]({name}.png)\n"
 
 
+def _picture_alone(name: str) -> Table:
+    """For the README, which stands one folder higher than the pictures; the table is in `docs/results.md`."""
+    return lambda results: results[name] and f"![{PICTURES[name].title}](docs/{name}.png)"
+
+
 TABLES: dict[str, Table] = {
     "errors": errors_table,
     "summary": summary_table,
@@ -416,6 +421,8 @@ TABLES: dict[str, Table] = {
         for name, table in _for_each(_NETWORKS, "suite", suite_tables.suite_table, "suite").items()
     },
     "bars": bars.bars_table,
+    "sok": suite_tables.sok_table,
+    "defences_picture": _picture_alone("mnist_defences"),
     "defences": _with_picture(functools.partial(suite_tables.defences_table, study="mnist_defences"), "mnist_defences"),
     **_for_each(("mnist",), "defences_again", suite_tables.defences_table, "defences_again"),
     "invariants": suite_tables.invariants_table,

@@ -256,7 +256,13 @@ def attack_once(config: Config, name: str, accuracy_before: float) -> dict[str, 
             outcome = _examiner(config).outcome(attacked)
         else:
             outcome = _examiner(config).outcome(_examined(config.model), attack.change(thief))
-        row |= outcome | {"survived": survived(outcome, accuracy_before), "date": today()}
+        row |= outcome | {
+            "accuracy_before": accuracy_before,
+            "survived": survived(outcome, accuracy_before),
+            "date": today(),
+        }
+        if row["survived"] != "yes" and {"referred", "aligned"} & outcome.keys():
+            row["recovered"] = row["survived"].startswith("recovered")
         if {"weights", "answers"} <= outcome.keys():
             row["answers_survived"] = survived(outcome, accuracy_before, "answers")
         write_json(path, row)

@@ -9,7 +9,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
-from deepsigns_tf.attacks.outcomes import survived  # noqa: E402
+from deepsigns_tf.attacks.outcomes import order_of_attacks, survived  # noqa: E402
 from deepsigns_tf.files import write_atomically  # noqa: E402
 from scripts.markdown import markdown_table  # noqa: E402
 from scripts.records import write_json  # noqa: E402
@@ -61,18 +61,23 @@ def of_unrelated(found: dict[str, Any]) -> str:
 
 
 def attacks_table(result: dict[str, Any]) -> str:
-    """One row an attack; columns that no row has anything for are left out.
+    """One row an attack, the best adaptive one on top; columns that no row has anything for are left out.
 
     Args:
         result: As in `write_report`.
     """
-    before = result["marked"]
+    before, rows = result["marked"], list(result["rows"])
+    adaptive = [row for row in rows if row["family"] == "adaptive" and "refused" not in row]
+    if adaptive:
+        best = min(adaptive, key=lambda row: order_of_attacks([{"accuracy_before": before["accuracy"]} | row]))
+        rows = [best, *(row for row in rows if row is not best)]
     controls = [{"attack": "none", "family": "", "survived": survived(before, before["accuracy"])} | before]
     if "unmarked_twin" in result:
         controls.append({"attack": "unmarked twin", "family": "control", "survived": ""} | result["unmarked_twin"])
     columns = {
         "attack": lambda row: row["attack"],
         "family": lambda row: row["family"],
+        "accuracy before, %": lambda row: f"{100 * row['accuracy_before']:.2f}" if "accuracy_before" in row else "",
         "accuracy, %": lambda row: f"{100 * row['accuracy']:.2f}" if "accuracy" in row else "",
         "answers changed, %": lambda row: f"{100 * row['changed_answers']:.2f}" if "changed_answers" in row else "",
         "largest change of an output": lambda row: (
@@ -95,10 +100,11 @@ def attacks_table(result: dict[str, Any]) -> str:
         "triggers": lambda row: _of(row, "answers", lambda part: f"{part['num_matches']} of {part['num_asked']}"),
         "log10 p, triggers": lambda row: _of(row, "answers", lambda part: f"{part['log10_p_value']:.1f}"),
         "survived": lambda row: row["survived"] + (f": {row['refused']}" if "refused" in row else ""),
+        "recovered": lambda row: {True: "yes", False: "no"}.get(row.get("recovered"), ""),
         "survived, triggers": lambda row: row.get("answers_survived", ""),
         "seconds": lambda row: f"{row['seconds']:.0f}" if "seconds" in row else "",
     }
-    cells = {name: [cell(row) for row in (*controls, *result["rows"])] for name, cell in columns.items()}
+    cells = {name: [cell(row) for row in (*controls, *rows)] for name, cell in columns.items()}
     shown = [name for name, column in cells.items() if any(column)]
     return markdown_table(shown, list(zip(*(cells[name] for name in shown), strict=True)))
 

@@ -170,7 +170,8 @@ def test_names_say_what_is_asked_for(thief, released, monkeypatch):
     for name, expected in {
         "95 % pruned": ("prune_weights", "fraction", 0.95),
         "80 % pruned over all layers": ("prune_globally", "fraction", 0.8),
-        "90 % pruned and retrained, 10 epochs": ("prune_and_retrain", "fraction", 0.9),
+        "90 % pruned and retrained, 10 epochs": ("prune_and_retrain", "over_all_layers", False),
+        "90 % pruned over all layers and retrained, 10 epochs": ("prune_and_retrain", "over_all_layers", True),
         "FTLL, 10 epochs": ("fine_tune", "layers", "last"),
         "RTLL, 10 epochs": ("fine_tune", "new_layers", ("logits",)),
         "RTAL, 10 epochs": ("fine_tune", "layers", "all"),
@@ -193,6 +194,7 @@ def test_names_say_what_is_asked_for(thief, released, monkeypatch):
         "class means moved by 8": ("move_class_means", "distance", 8.0),
         "overwritten with twice the bits, 10 x": ("overwrite", "strength", 20.0),
         "marked layers drawn anew": ("fine_tune", "new_layers", ("hidden",)),
+        "marked layers drawn anew at a falling rate": ("fine_tune", "new_layers", ("hidden",)),
         "marked layers and the next ones drawn anew": ("fine_tune", "new_layers", ("hidden", "logits")),
     }.items():
         function, argument, value = expected
@@ -276,8 +278,8 @@ def test_the_maker_of_a_marked_output_is_found():
     maps = keras.layers.Conv2D(4, 3, name="maps")(inputs)
     pooled = keras.layers.GlobalAveragePooling2D(name="pooled")(keras.layers.BatchNormalization()(maps))
     model = keras.Model(inputs, keras.layers.Dense(2, name="logits")(keras.layers.Dense(5, name="wide")(pooled)))
-    assert suites._kernels_from(model, "pooled") == ["maps", "wide", "logits"]
-    assert suites._kernels_from(model, "wide") == ["wide", "logits"]
+    assert suites._kernels_around(model, "pooled") == (["maps"], ["wide", "logits"])
+    assert suites._kernels_around(model, "wide") == (["wide"], ["logits"])
 
 
 def test_layers_are_found_by_the_graph_and_not_by_their_order_or_names():
@@ -289,12 +291,12 @@ def test_layers_are_found_by_the_graph_and_not_by_their_order_or_names():
     other = keras.layers.Dense(6, name="z_other")(other)
     joined = keras.layers.Concatenate()([keras.layers.Dense(5, name="b_next")(marked), other])
     model = keras.Model(inputs, keras.layers.Dense(4, name="a_logits")(joined))
-    assert suites._kernels_from(model, "features") == ["z_maker", "b_next", "a_logits"]
+    assert suites._kernels_around(model, "features") == (["z_maker"], ["b_next", "a_logits"])
     # What a key calls backbone/features, in a model inside another.
     backbone = keras.Sequential([keras.Input((16,)), keras.layers.Dense(8, "relu", name="features")], name="backbone")
     nested = keras.Sequential([keras.Input((16,)), backbone, keras.layers.Dense(4, name="logits")])
     assert "backbone/features" in named_layers(nested)
-    assert suites._kernels_from(nested, flat_name("backbone/features")) == ["backbone.features", "logits"]
+    assert suites._kernels_around(nested, flat_name("backbone/features")) == (["backbone.features"], ["logits"])
 
 
 def test_several_marked_layers_cost_an_adaptive_thief_no_more_training(thief, blobs, monkeypatch):
@@ -324,7 +326,14 @@ def test_several_marked_layers_cost_an_adaptive_thief_no_more_training(thief, bl
     ("build", "bits", "other", "last", "first"),
     [
         (cifar10_cnn, {"features": 64}, "conv_4", "conv_4", ["features"]),
-        (lambda: wide_resnet(10, 1), {"features": 40}, "block_3_1_shortcut", "block_3_1_shortcut", None),
+        (
+            lambda: wide_resnet(16, 1),
+            {"features": 40},
+            "block_3_2_conv_2",
+            "block_3_2_conv_2",
+            # All whose outputs the residual sums before it add.
+            ["block_3_1_shortcut", "block_3_1_conv_2", "block_3_2_conv_2"],
+        ),
         (imdb_lstm, {"features": 128}, "pooled", "features", ["features"]),
     ],
 )
@@ -335,7 +344,8 @@ def test_the_networks_of_the_results_have_layers_for_the_suite(build, bits, othe
     carriers = {name: ds.Carrier(name, range(2), number) for name, number in bits.items()}
     thief = dataclasses.replace(thief, carriers=carriers, marks=carriers)
     assert suites._unmarked_layer(model, thief) == other and suites._last_kernel(model) == last
-    assert first is None or suites._kernels_from(model, "features")[:1] == first
+    makers, after = suites._kernels_around(model, "features")
+    assert sorted(makers) == sorted(first) and after == ["logits"]
     monkeypatch.setattr(suites, "overwrite", lambda *args: asked.append((args[4].carriers[0], args[5])))
     named = {each.name: each for each in FULL}
     for name in ("overwritten in another layer, 1 epochs", "overwritten with twice the bits, 1 x"):
@@ -405,6 +415,40 @@ def test_what_is_no_copy_is_read_beside_the_attacks(released, task_files, tmp_pa
     before = examiner.outcome(marked)
     result = {"marked": before, "rows": [], **controls}
     assert "| unmarked twin | control |" in attacks_table(result)
+
+
+def test_the_best_adaptive_attack_stands_on_top_of_the_table():
+    """What is found again after a match has a column of its own."""
+
+    def row(attack, family, accuracy, log10_p, survived, **more):
+        weights = {"num_matches": 90, "num_bits": 128, "bit_error_rate": 0.3, "median_margin": 0.5}
+        weights |= {"log10_p_value": log10_p, "marked": log10_p <= -6}
+        found = {"attack": attack, "family": family, "accuracy": accuracy, "accuracy_before": 0.98, "weights": weights}
+        return found | {"survived": survived} | more
+
+    rows = [
+        row("half pruned", "paper", 0.97, -30.0, "yes"),
+        row("moved by 4", "adaptive", 0.95, -3.0, "removed", recovered=False),
+        row("moved by 2", "adaptive", 0.97, -5.0, "removed", recovered=False),
+        row("permuted", "same function", 0.98, 0.0, "recovered", recovered=True),
+        {"attack": "folded", "family": "adaptive", "refused": "no BatchNorm", "survived": "not applicable"},
+    ]
+    marked = {"accuracy": 0.98, "weights": rows[0]["weights"]}
+    header, _, *lines = attacks_table({"marked": marked, "rows": rows}).splitlines()
+    cells = [
+        dict(zip(header.strip("| ").split(" | "), (each.strip() for each in line.strip("|").split("|")), strict=True))
+        for line in lines
+    ]
+    assert [each["attack"] for each in cells] == [
+        "none",
+        "moved by 2",
+        "half pruned",
+        "moved by 4",
+        "permuted",
+        "folded",
+    ]
+    assert [each["recovered"] for each in cells] == ["", "no", "", "no", "yes", ""]
+    assert cells[1]["accuracy before, %"] == "98.00" and cells[1]["accuracy, %"] == "97.00"
 
 
 def test_a_model_without_such_a_layer_has_no_reading(released, blobs):

@@ -323,7 +323,9 @@ _MLP = "scripts.train_mnist_mlp"
 
 
 def test_the_summary_has_a_row_a_network_over_all_seeds(monkeypatch):
-    monkeypatch.setattr(tables, "_NETWORKS", {"a": ("A, digits", "80 / 79", _MLP), "b": ("B", "", _MLP), "c": ("C", "1 / 2", _MLP)})
+    monkeypatch.setattr(
+        tables, "_NETWORKS", {"a": ("A, digits", "80 / 79", _MLP), "b": ("B", "", _MLP), "c": ("C", "1 / 2", _MLP)}
+    )
     several = _recorded(_row(0, 0.81), _row(1, 0.82, wrong=3), _row(2, 0.83))
     begun = _recorded(_row(0, 0.815)) | {"num_missing": 4}
     time = {"setting": "A", "wall_ratio": 1.01, "wall_ratio_interval": [1.0, 1.02], "plain_step_ms": 7.42}
@@ -331,8 +333,8 @@ def test_the_summary_has_a_row_a_network_over_all_seeds(monkeypatch):
     first, second, third = text.splitlines()[2:]
     # Student's t with two degrees of freedom: 4.303 standard errors of 1 / sqrt(3).
     assert (
-        first
-        == "| A, digits | 669,706 | 82.00 | 82.00 | +0.00 [-2.48, +2.48] | 3 | 640 | 3 | -189.1 | 1.010 [1.000, 1.020] of 7.4 ms | 80 / 79 |"
+        first == "| A, digits | 669,706 | 82.00 | 82.00 | +0.00 [-2.48, +2.48] | 3 | 640 | 3 | -189.1 "
+        "| 1.010 [1.000, 1.020] of 7.4 ms | 80 / 79 |"
     )
     assert second == "| B | 669,706 | 82.00 | 81.50 | -0.50 | 1 of 5 | 640 | 0 | -192.1 | not measured yet |  |"
     assert third == "| C | 669,706 | not recorded yet |  |  |  |  |  |  |  | 1 / 2 |"

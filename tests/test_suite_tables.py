@@ -1,10 +1,13 @@
 """What the README shows of attacks, from made-up rows whose tables can be told by hand."""
 
+import re
+
 import pytest
 
 pytest.importorskip("tqdm", reason="the measurements are made in the environment of requirements.txt")
 
 from benchmarks import bars, pictures, suite_tables, tables  # noqa: E402
+from deepsigns_tf.attacks.suite import suite  # noqa: E402
 
 
 def _outcome(attack, family, accuracy, rate, log10_p, **more):
@@ -124,31 +127,100 @@ def test_the_price_of_a_mark_is_read_off_the_curve():
 
 
 def test_what_was_asked_stands_beside_the_worst_row():
-    """Whatever was not recorded is not held; readings after the match are those of the match alone."""
+    """Whatever was not recorded is not known; readings after the match are those of the match alone."""
     outcomes = [
-        _outcome("50 % pruned", "paper", 0.97, 0.0, -192.0),
+        *(_outcome(f"{share} % pruned", "paper", 0.97, 0.0, -192.0) for share in (50, 60, 70, 80)),
         _outcome("90 % pruned", "paper", 0.80, 0.01, -180.0),
-        _outcome("99 % pruned", "paper", 0.50, 0.4, -5.0),
+        *(_outcome(f"{share} % pruned", "paper", 0.50, 0.4, -5.0) for share in (95, 99, 99.9)),
+        _outcome("fine-tuned, 50 epochs", "paper", 0.98, 0.0, -192.0),
         _outcome("overwritten, 1 x, 10 epochs", "paper", 0.98, 0.14, -90.0),
         _outcome("overwritten, 1 x, 100 epochs", "paper", 0.98, 0.16, -80.0),
         _outcome("overwritten, 1 x, 100 epochs, then disguised", "paper", 0.98, 0.5, 0.0, **_referred(0.4, -3.0)),
-        _outcome("units permuted", "same function", 0.98, 0.5, 0.0, **_referred(0.02, -150.0)),
-        _outcome("units permuted, then 50 % pruned", "same function", 0.97, 0.5, 0.0, **_referred(0.04, -140.0)),
+        *(
+            _outcome(name, "same function", 0.98, 0.5, 0.0, largest_difference=1e-5, **_referred(0.02, -150.0))
+            for name in bars._DISGUISES
+        ),
+        _outcome("units cloned", "same function", 0.98, 0.5, 0.0, largest_difference=2e-4, **_referred(0.0, -190.0)),
+        _outcome("units cloned, then 50 % pruned", "same function", 0.97, 0.5, 0.0, largest_difference=9.0)
+        | _referred(0.04, -140.0),
     ]
     row = _row(0, 0.0)
     suite = RESULT | {"rows": [row | {"suite": row["suite"] | {"rows": outcomes}}]}
-    rows = _table(bars.bars_table({"mnist_suite": suite, "cnn_suite": suite}).splitlines())
-    held = {(each["asked"].split(":")[0], each["of"]): (each["worst row"], each["held"]) for each in rows}
-    assert held["pruned up to 90 %", "MLP"] == ("90 % pruned", "**no**")
-    assert held["pruned up to 99.9 %, or to a loss of 20 points", "CNN"] == ("90 % pruned", "**no**")
-    assert held["overwritten at equal strength", "CNN"] == ("overwritten, 1 x, 100 epochs", "yes")
-    assert held["overwritten at equal strength", "MLP"] == ("overwritten, 1 x, 100 epochs", "**no**")
+    fewer = RESULT | {"rows": [row | {"suite": row["suite"] | {"rows": outcomes[5:]}}, *suite["rows"]]}
+    rows = _table(bars.bars_table({"mnist_suite": suite, "cnn_suite": fewer}).splitlines())
+    held = {
+        (each["asked"].split(":")[0], each["of"]): (each["worst row"], each["seeds"], each["held"]) for each in rows
+    }
+    assert held["pruned up to 90 %", "MLP"] == ("90 % pruned", "1", "**no**")
+    assert held["pruned up to 99.9 %, or to a loss of 20 points", "CNN"] == ("90 % pruned", "1", "**no**")
+    assert held["overwritten at equal strength", "CNN"] == ("overwritten, 1 x, 100 epochs", "2", "yes")
+    assert held["overwritten at equal strength", "MLP"] == ("overwritten, 1 x, 100 epochs", "1", "**no**")
     equal = "equal functions, also pruned or fine-tuned"
-    assert held[equal, "MLP"] == ("units permuted, then 50 % pruned", "yes")
-    assert held["quantized to 8 and 5 bits", "MLP"] == ("none was recorded", "no")
+    assert held[equal, "MLP"] == ("units cloned, then 50 % pruned", "1", "yes")
+    assert held["equal functions", "MLP"] == ("units cloned", "1", "**no**")
+    assert held["fine-tuned", "MLP"] == ("not recorded: fine-tuned, 200 epochs", "", "not known")
+    assert held["quantized to 8 and 5 bits", "MLP"] == ("not recorded: quantized to 8 bits", "", "not known")
     assert ("fine-tuned", "WRN") not in held
     with pytest.raises(tables.NotRecordedError, match="mnist_suite"):
         bars.bars_table(tables.Recorded())
+
+
+def test_every_row_that_is_asked_for_is_one_of_the_suites():
+    """Under the names that the networks' studies give them."""
+    import importlib
+
+    from scripts import attack
+
+    for network in ("mnist", "cnn", "wrn", "lstm"):
+        study = importlib.import_module(f"benchmarks.{network}").NETWORK.studies["suite"]
+        flags = study.suite
+        numbers = {
+            name: tuple(
+                int(each) for each in flags.get(name, attack.Config.__dataclass_fields__[name].default).split(",")
+            )
+            for name in ("fine_tuning_epochs", "overwriting_epochs")
+        }
+        names = {each.name for each in suite(flags["suite"], *numbers.values())}
+        tried = {name for name in names if re.search(flags.get("only", ""), name)}
+        for bar in bars.BARS:
+            assert set(bar.needed.get(network, ())) <= tried, (network, bar.words)
+
+
+def test_the_soks_cell_stands_beside_ours():
+    outcomes = [
+        _outcome("units permuted", "same function", 0.98, 0.5, 0.0, seconds=1.0, **_referred(0.02, -150.0)),
+        _outcome("units permuted, then 50 % pruned", "same function", 0.97, 0.5, 0.0, **_referred(0.04, -140.0)),
+    ]
+    row = _row(0, 0.0)
+    recorded = {"mnist_suite": RESULT | {"rows": [row | {"suite": row["suite"] | {"rows": outcomes}}]}}
+    permuted, pruned = _table(suite_tables.sok_table(recorded).splitlines())
+    assert permuted["SoK"] == "removed, in 0 hours" and pruned["SoK"] == "not tried"
+    assert permuted["survived"] == "recovered" and permuted["seconds"] == "1"
+    with pytest.raises(tables.NotRecordedError, match="mnist_suite"):
+        suite_tables.sok_table(tables.Recorded())
+
+
+def test_what_was_not_tried_is_not_said_to_have_failed():
+    """A suite without adaptive attacks says nothing of their price."""
+    rows = [row | {"suite": row["suite"] | {"rows": row["suite"]["rows"][:2]}} for row in RESULT["rows"]]
+    text = suite_tables.suite_table({"x_suite": RESULT | {"rows": rows}}, "x_suite")
+    assert "Adaptive attacks were not tried on this network." in text and "brings p" not in text
+
+
+def test_the_best_defence_is_chosen_by_its_payload_among_those_that_cost_little():
+    result = _defences()
+    assert (
+        suite_tables.best_defence(result) == "features x 64, strength 1"
+    )  # The thief's failure shows nothing of the other.
+    for row in result["rows"][2:]:
+        for outcome in row["suite"]["rows"]:
+            outcome["payload"] = {"num_bits": 64, "num_copies": 9, "num_matches": 64, "log10_p_value": -19.3}
+    other = "features x 64, strength 1, normalised loss"
+    assert suite_tables.best_defence(result) == other
+    for cost, chosen in ((0.001, other), (0.0011, "features x 64, strength 1")):
+        for row in result["rows"][2:]:
+            row["accuracy"] = {"marked": 0.98 - cost, "unmarked": 0.98}
+        assert suite_tables.best_defence(result) == chosen
 
 
 def test_triggers_and_controls_stand_in_the_table():
@@ -189,7 +261,7 @@ def test_defences_stand_against_the_same_thief():
         "| features x 64, strength 1, normalised loss | 640 | 98.00 | 1.20 "
         f"| 0.250 (-10) | -0.200 [-1.471, +1.071] | {payload} | failed |  |  |",
     ]
-    assert lines[5].startswith("Seeds 0, 1")
+    assert lines[5].startswith("Seeds 0, 1, of owner and thief. By the rule the best is: features x 64, strength 1.")
 
 
 def test_a_picture_stands_below_its_table_where_there_is_one():

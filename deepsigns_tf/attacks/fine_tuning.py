@@ -13,7 +13,8 @@ import numpy as np
 from deepsigns_tf.activations import record_activations
 from deepsigns_tf.attacks.recipes import Recipe, copied, fit, head
 from deepsigns_tf.attacks.units import WITH_KERNEL
-from deepsigns_tf.perturbations import pruned
+from deepsigns_tf.attacks.weights import prune_globally
+from deepsigns_tf.perturbations import prune_weights
 
 
 def fine_tune(
@@ -64,16 +65,18 @@ def prune_and_retrain(
     y: np.ndarray,
     seed: int,
     fraction: float = 0.9,
+    over_all_layers: bool = False,
     recipe: Recipe = Recipe(),
 ) -> keras.Model:
-    """Prunes every kernel's smallest entries and trains the rest on; what was pruned stays zero.
+    """Prunes the kernels' smallest entries and trains the rest on; what was pruned stays zero.
 
     Args:
         model: The model.
         x: `(n, ...)` training inputs.
         y: `(n,)` integer labels.
         seed: Of order and dropout.
-        fraction: Share of each kernel's entries, in [0, 1].
+        fraction: Share of each kernel's entries, or of those of all kernels together, in [0, 1].
+        over_all_layers: Which of both.
         recipe: How to train.
 
     Raises:
@@ -89,12 +92,8 @@ def prune_and_retrain(
 
     Source: Han et al., "Learning both weights and connections", NeurIPS 2015.
     """
-    if not 0.0 <= fraction <= 1.0:
-        raise ValueError(
-            f"Invalid value for argument `fraction`. Expected a share in [0, 1]. Received: fraction={fraction!r}"
-        )
     copy = copied(model, seed)
-    copy.set_weights([pruned(each, fraction) for each in copy.get_weights()])
+    copy.set_weights((prune_globally if over_all_layers else prune_weights)(copy, fraction).get_weights())
     for variable in copy.trainable_variables:
         if len(variable.shape) > 1:
             kept = keras.ops.convert_to_numpy(keras.ops.cast(variable, "float32")) != 0

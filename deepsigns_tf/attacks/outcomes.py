@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import keras
@@ -99,7 +99,9 @@ class Examiner:
         return recover(reading, self.gate, self.unrelated).to_dict()
 
 
-def survived(outcome: dict[str, Any], accuracy_before: float, mark: Literal["weights", "answers"] = "weights") -> str:
+def survived(
+    outcome: Mapping[str, Any], accuracy_before: float, mark: Literal["weights", "answers"] = "weights"
+) -> str:
     """Whether a mark survived, in a word.
 
     Args:
@@ -126,6 +128,57 @@ def survived(outcome: dict[str, Any], accuracy_before: float, mark: Literal["wei
         return "recovered by counting"
     # Accuracies are shares of a test set: what rounding adds to a difference is less than one example.
     return "removed" if accuracy_before - outcome["accuracy"] <= MAX_ACCURACY_LOSS + 1e-9 else "with the model"
+
+
+def evidence(outcome: Mapping[str, Any]) -> float:
+    """-log10 p of what is read best: as the model stands, or matched with the key's reference; where no layer is marked, of its answers.
+
+    Args:
+        outcome: From `Examiner.outcome`.
+
+    Example:
+
+    >>> evidence({"weights": {"log10_p_value": -2.0}, "referred": {"log10_p_value": -30.0}})
+    30.0
+    """
+    parts = [part for part in ("weights", "referred") if part in outcome] or ["answers"]
+    return float(-min(outcome[part]["log10_p_value"] for part in parts))
+
+
+def points_lost(outcomes: Sequence[Mapping[str, Any]]) -> float:
+    """What an attack costs, in points of accuracy.
+
+    Args:
+        outcomes: Of one attack on several models, each with `accuracy_before`, the marked model's.
+
+    Example:
+
+    >>> points_lost([{"accuracy_before": 0.98, "accuracy": 0.97}])
+    1.0
+    """
+    return round(100 * float(np.mean([outcome["accuracy_before"] - outcome["accuracy"] for outcome in outcomes])), 10)
+
+
+def order_of_attacks(outcomes: Sequence[Mapping[str, Any]]) -> tuple[int, float]:
+    """By which the best attack comes first: the one that removes the mark from all models at the least cost; else the one that
+    leaves the least evidence; last those that take the model with the mark.
+
+    Args:
+        outcomes: Of one attack, as in `points_lost`.
+
+    Example:
+
+    >>> removed = {"accuracy_before": 0.98, "accuracy": 0.97, "weights": {"marked": False, "log10_p_value": -1.0}}
+    >>> held = {"accuracy_before": 0.98, "accuracy": 0.98, "weights": {"marked": True, "log10_p_value": -50.0}}
+    >>> order_of_attacks([removed]) < order_of_attacks([held])
+    True
+    """
+    words = {survived(outcome, outcome["accuracy_before"]) for outcome in outcomes}
+    if words == {"removed"}:
+        return 0, points_lost(outcomes)
+    if "with the model" in words:
+        return 2, points_lost(outcomes)
+    return 1, min(evidence(outcome) for outcome in outcomes)
 
 
 def _outputs(model: keras.Model, inputs: Any) -> np.ndarray:

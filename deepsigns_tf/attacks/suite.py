@@ -1,5 +1,6 @@
 """The attacks of the literature with the strengths on record, under the names that reports call them by."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -240,7 +241,8 @@ def _pruning() -> list[Attack]:
         retrained = _trained_by(prune_and_retrain, 10, fraction=fraction)
         attacks.append(Attack(f"{name} over all layers", "paper", whole))
         attacks.append(Attack(f"{name} and retrained, 10 epochs", "paper", retrained, trains=True))
-    return attacks
+    retrained = _trained_by(prune_and_retrain, 10, fraction=0.9, over_all_layers=True)
+    return [*attacks, Attack("90 % pruned over all layers and retrained, 10 epochs", "paper", retrained, trains=True)]
 
 
 def _fine_tuning(all_epochs: Sequence[int]) -> list[Attack]:
@@ -426,6 +428,8 @@ def _same_function() -> list[Attack]:
 
 
 def _disguised(model: keras.Model, thief: Thief) -> keras.Model:
+    with contextlib.suppress(ValueError):  # Most models have no BatchNorm to fold.
+        model = fold_batch_norm(model)
     steps = (
         permute_units,
         rescale_units,
@@ -444,7 +448,7 @@ def _disguised(model: keras.Model, thief: Thief) -> keras.Model:
 
 def _widened(model: keras.Model, thief: Thief, times: int) -> keras.Model:
     """Of the marked layers alone: there it hides the most for what it costs."""
-    makers = {_kernels_from(model, layer)[0] for layer in thief.carriers}
+    makers = {name for layer in thief.carriers for name in _kernels_around(model, layer)[0]}
     halves = {f"{maker}/{half}" for maker in makers for half in ("forward", "backward")}
     return add_idle_units(model, thief.seed, times - 1, makers | halves)
 
@@ -512,34 +516,54 @@ def _adaptive() -> list[Attack]:
         recipe = dataclasses.replace(thief.tenth, falls=falls)
         return move_class_means(model, thief.x, thief.y, thief.seed, layers, distance, recipe)
 
-    def crowded(model: keras.Model, thief: Thief, relative_strength: float) -> keras.Model:
-        return _overwritten_in_place(model, thief, relative_strength, thief.tenth.epochs, times_the_bits=2)
+    def crowded(model: keras.Model, thief: Thief, relative_strength: float, falls: bool) -> keras.Model:
+        epochs = thief.tenth.epochs
+        return _overwritten_in_place(model, thief, relative_strength, epochs, times_the_bits=2, falls=falls)
 
-    def renewed(model: keras.Model, thief: Thief, num_layers: int) -> keras.Model:
-        layers = [name for layer in thief.carriers for name in _kernels_from(model, layer)[:num_layers]]
-        return fine_tune(model, thief.x, thief.y, thief.seed, thief.tenth, new_layers=tuple(dict.fromkeys(layers)))
+    def renewed(model: keras.Model, thief: Thief, and_next: bool, falls: bool) -> keras.Model:
+        layers: list[str] = []
+        for layer in thief.carriers:
+            makers, takers = _kernels_around(model, layer)
+            layers += makers + (takers[:1] if and_next else [])
+        recipe, renewed = dataclasses.replace(thief.tenth, falls=falls), tuple(dict.fromkeys(layers))
+        return fine_tune(model, thief.x, thief.y, thief.seed, recipe, new_layers=renewed)
 
-    runs: dict[str, Callable[[keras.Model, Thief], keras.Model]] = {
-        f"class means moved by {distance:g}" + " at a falling rate" * falls: functools.partial(
-            moved, distance=distance, falls=falls
-        )
-        for falls in (False, True)
-        for distance in (0.5, 1.0, 2.0, 4.0, 8.0)
+    ways: dict[str, Callable[..., keras.Model]] = {
+        **{
+            f"class means moved by {distance:g}": functools.partial(moved, distance=distance)
+            for distance in (0.5, 1.0, 2.0, 4.0, 8.0)
+        },
+        **{
+            f"overwritten with twice the bits, {share:g} x": functools.partial(crowded, relative_strength=share)
+            for share in (1.0, 10.0)
+        },
+        "marked layers drawn anew": functools.partial(renewed, and_next=False),
+        "marked layers and the next ones drawn anew": functools.partial(renewed, and_next=True),
     }
-    for share in (1.0, 10.0):
-        runs[f"overwritten with twice the bits, {share:g} x"] = functools.partial(crowded, relative_strength=share)
-    runs["marked layers drawn anew"] = functools.partial(renewed, num_layers=1)
-    runs["marked layers and the next ones drawn anew"] = functools.partial(renewed, num_layers=2)
+    # A rate that falls regains accuracy that a constant one leaves behind.
+    runs = {
+        name + " at a falling rate" * falls: functools.partial(way, falls=falls)
+        for falls in (False, True)
+        for name, way in ways.items()
+    }
     return [Attack(name, "adaptive", run, trains=True) for name, run in runs.items()]
 
 
-def _kernels_from(model: keras.Model, carrier: str) -> list[str]:
-    """Names of the layer that makes what a marked layer puts out, and of those with a kernel that take it in, by the graph."""
+def _kernels_around(model: keras.Model, carrier: str) -> tuple[list[str], list[str]]:
+    """Names of the layers that make what a marked layer puts out, all whose outputs a residual sum adds, and of those with a kernel after
+    them, by the graph."""
     functional = as_functional(model)
     graph = Graph.of(functional)
     with_kernel = [layer.name for layer in functional.layers if any(len(weight.shape) > 1 for weight in layer.weights)]
-    makers = [name for name in with_kernel if name in graph.before(carrier)][-1:]
-    return makers + [name for name in with_kernel if carrier in graph.before(name) and name not in makers]
+    makers, to_look_at = set(), [carrier]
+    while to_look_at:
+        name = to_look_at.pop()
+        if name in with_kernel:
+            makers.add(name)
+        else:
+            to_look_at += [before for call in graph.calls.get(name, ()) for before in call]
+    after = [name for name in with_kernel if carrier in graph.before(name) and name not in makers]
+    return [name for name in with_kernel if name in makers], after
 
 
 def _then_tuned(name: str, family: Family) -> Attack:
