@@ -342,11 +342,12 @@ def _in_words(outcomes: list[dict[str, Any]], mark: Literal["weights", "answers"
 
 def _sentences(result: Result) -> str:
     """What the rows come to."""
-    found, families = price(result), {outcomes[0]["family"] for outcomes in attacks_of(result).values()}
-    if "adaptive" not in families:
+    found = price(result)
+    num_adaptive = sum(outcomes[0]["family"] == "adaptive" for outcomes in attacks_of(result).values())
+    if not num_adaptive:
         words = "Adaptive attacks were not tried on this network.\n"
     elif found is None:
-        words = "No adaptive attack of the suite brings p above 1e-6.\n"
+        words = f"None of the {num_adaptive} adaptive attacks that were tried brings p above 1e-6.\n"
     else:
         words = (
             f"A thief who knows the method brings p above 1e-6 for {found[0]:.1f} points of accuracy ({found[1]}).\n"

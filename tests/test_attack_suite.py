@@ -193,6 +193,7 @@ def test_names_say_what_is_asked_for(thief, released, monkeypatch):
         "distilled from labels alone": ("distill", "hard_labels", True),
         "class means moved by 8": ("move_class_means", "distance", 8.0),
         "overwritten with twice the bits, 10 x": ("overwrite", "strength", 20.0),
+        "units among look-alikes, 8 of each": ("add_lookalike_units", "pairs_per_unit", 4),
         "marked layers drawn anew": ("fine_tune", "new_layers", ("hidden",)),
         "marked layers drawn anew at a falling rate": ("fine_tune", "new_layers", ("hidden",)),
         "marked layers and the next ones drawn anew": ("fine_tune", "new_layers", ("hidden", "logits")),
@@ -204,7 +205,7 @@ def test_names_say_what_is_asked_for(thief, released, monkeypatch):
             assert asked[name]["recipe"].falls == ("at a falling rate" in name), name
     # All of an adaptive thief's training is a tenth of the owner's.
     for name, each in asked.items():
-        if named[name].family == "adaptive":
+        if named[name].family == "adaptive" and "recipe" in each:
             assert (each["recipe"].epochs, each["recipe"].learning_rate) == (2, 1e-2), name
     assert asked["overwritten with twice the bits, 10 x"]["thiefs_key"].carriers[0].bits_per_class == 64
 
@@ -215,7 +216,7 @@ _FUNCTIONS = {
     *("round_to_float16", "shake_weights", "shift_weights", "fine_prune", "shrink_and_tune", "smooth_labels"),
     *("corrupt_labels", "train_adversarially", "neural_cleanse", "permute_units", "rescale_units", "split_units"),
     *("clone_units", "add_idle_units", "add_cancelling_units", "fold_batch_norm", "rename_layers", "distill"),
-    "move_class_means",
+    *("move_class_means", "add_lookalike_units"),
 }
 
 

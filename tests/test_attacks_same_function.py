@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 
+from deepsigns_tf.attacks.adaptive import add_lookalike_units
 from deepsigns_tf.attacks.graphs import as_functional, in_float32
 from deepsigns_tf.attacks.new_units import NewUnits, with_units
 from deepsigns_tf.attacks.same_function import (
@@ -410,3 +411,73 @@ def test_units_that_are_not_homogeneous_are_not_scaled():
         with_units(model, {group: NewUnits(np.arange(3), scales=np.full(3, 2.0))})
     with pytest.raises(ValueError, match="for rescaling, with ReLU or no activation"):
         rescale_units(model, seed=0)
+
+
+# Look-alikes
+
+
+def _clusters(num_classes=3):
+    """Images in as many clusters, and their labels."""
+    y = np.arange(240) % num_classes
+    return (RANDOM.normal(size=(num_classes, 8, 8, 3))[y] + RANDOM.normal(size=(240, 8, 8, 3))).astype("float32"), y
+
+
+@pytest.mark.parametrize("layers", [["hidden"], ["first", "second"], ["third"], ["first", "second", "third", "hidden"]])
+def test_lookalikes_cancel_each_other(layers):
+    keras.utils.set_random_seed(0)
+    model, (x, y) = _branches(), _clusters()
+    before = [each.copy() for each in model.get_weights()]
+    wider = add_lookalike_units(model, x, y, 3, layers, pairs_per_unit=2, distance=2.0)
+    expected, found = model.predict(x, verbose=0), wider.predict(x, verbose=0)
+    for name, outputs in expected.items():
+        np.testing.assert_allclose(found[name], outputs, atol=1e-4)
+    for layer in layers:
+        assert wider.get_layer(layer).output.shape[-1] == 5 * model.get_layer(layer).output.shape[-1]
+    for old, now in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, now)
+
+
+def test_a_lookalike_varies_as_its_unit_does_and_means_something_else():
+    """Before the activation, of a layer whose inputs hold clusters."""
+    keras.utils.set_random_seed(0)
+    x, y = _clusters()
+    x = x.reshape(240, -1)
+    inputs = keras.Input((192,))
+    hidden = keras.layers.Dense(6, name="hidden")(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(2)(hidden))
+    wider = add_lookalike_units(model, x, y, 1, ["hidden"], distance=1.0)
+    outputs = np.asarray(keras.Model(wider.input, wider.get_layer("hidden").output)(x))
+    units, pairs = outputs[:, :6], outputs[:, 6:].reshape(240, 6, 2)
+    np.testing.assert_array_equal(pairs[..., 0], pairs[..., 1])
+    copies = pairs[..., 0]
+    means = np.stack([[each[y == label].mean(axis=0) for label in range(3)] for each in (units, copies)])
+    moved = (means[1] - means[0]).std(axis=0)
+    np.testing.assert_allclose(moved, means[0].std(axis=0), rtol=0.05)
+    within = [each - mean[y] for each, mean in zip((units, copies), means, strict=True)]
+    for unit in range(6):
+        assert np.corrcoef(within[0][:, unit], within[1][:, unit])[0, 1] > 0.9
+    # The control: a step of the same size that does not know the clusters changes what varies more than what the classes mean.
+    random = np.random.default_rng(0).normal(size=(192, 6))
+    asunder = x @ random
+    means_of_random = np.stack([asunder[y == label].mean(axis=0) for label in range(3)])
+    step = asunder * (means[0].std(axis=0) / means_of_random.std(axis=0))
+    changed = units + step
+    spread = changed - np.stack([changed[y == label].mean(axis=0) for label in range(3)])[y]
+    blind = [np.corrcoef(within[0][:, unit], spread[:, unit])[0, 1] for unit in range(6)]
+    assert np.mean(blind) < np.mean([np.corrcoef(within[0][:, u], within[1][:, u])[0, 1] for u in range(6)])
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"layers": ["norm"]}, "units cannot get look-alikes. Expected names of Dense layers and convolutions"),
+        ({"layers": ["none"]}, r"Received: layers=\['none'\]"),
+        ({"layers": []}, r"Received: layers=\[\]"),
+        ({"pairs_per_unit": 0}, "Expected pairs_per_unit >= 1"),
+        ({"distance": 0.0}, "Received: pairs_per_unit=1, distance=0.0"),
+    ],
+)
+def test_lookalikes_that_cannot_be_made_are_refused(changes, told):
+    x, y = _clusters()
+    with pytest.raises(ValueError, match=told):
+        add_lookalike_units(_branches(), x, y, 0, **({"layers": ["hidden"]} | changes))

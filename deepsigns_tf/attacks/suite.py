@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from deepsigns_tf.activations import num_features
-from deepsigns_tf.attacks.adaptive import move_class_means
+from deepsigns_tf.attacks.adaptive import add_lookalike_units, move_class_means
 from deepsigns_tf.attacks.adversarial import neural_cleanse, train_adversarially
 from deepsigns_tf.attacks.extraction import distill
 from deepsigns_tf.attacks.fine_tuning import (
@@ -509,7 +509,7 @@ def _other_network(model: keras.Model) -> keras.Model:
 
 
 def _adaptive() -> list[Attack]:
-    """Within a tenth of the task's own training."""
+    """Within a tenth of the task's own training, or without any."""
 
     def moved(model: keras.Model, thief: Thief, distance: float, falls: bool) -> keras.Model:
         layers = {layer: carrier.pooling for layer, carrier in thief.carriers.items()}
@@ -540,13 +540,24 @@ def _adaptive() -> list[Attack]:
         "marked layers drawn anew": functools.partial(renewed, and_next=False),
         "marked layers and the next ones drawn anew": functools.partial(renewed, and_next=True),
     }
+
+    def among_lookalikes(model: keras.Model, thief: Thief, pairs: int) -> keras.Model:
+        kinds = {layer.name: type(layer) for layer in as_functional(model).layers}
+        makers = {name for layer in thief.carriers for name in _kernels_around(model, layer)[0]}
+        with_kernel = [name for name in makers if kinds.get(name) in WITH_KERNEL]
+        return add_lookalike_units(model, thief.x, thief.y, thief.seed, with_kernel, pairs)
+
     # A rate that falls regains accuracy that a constant one leaves behind.
     runs = {
         name + " at a falling rate" * falls: functools.partial(way, falls=falls)
         for falls in (False, True)
         for name, way in ways.items()
     }
-    return [Attack(name, "adaptive", run, trains=True) for name, run in runs.items()]
+    attacks = [Attack(name, "adaptive", run, trains=True) for name, run in runs.items()]
+    for pairs in (1, 4):
+        run = functools.partial(among_lookalikes, pairs=pairs)
+        attacks.append(Attack(f"units among look-alikes, {2 * pairs} of each", "adaptive", run))
+    return attacks
 
 
 def _kernels_around(model: keras.Model, carrier: str) -> tuple[list[str], list[str]]:
