@@ -45,7 +45,7 @@ def claim(folder: pathlib.Path, config: Any, program: str, num_parameters: int) 
         num_parameters: Of the model, for the space that it needs.
 
     Raises:
-        ValueError: If it holds something else, or the disk is too full. Nothing is written then.
+        ValueError: If it holds something else or cannot be made, or the disk is too full. Nothing is written then.
     """
     # Two models, a third where marking starts from one, and a checkpoint with two slots of an optimizer, written beside the last one;
     # less what a run that goes on has already.
@@ -60,7 +60,13 @@ def claim(folder: pathlib.Path, config: Any, program: str, num_parameters: int) 
             f"The disk is too full for this run. Expected {needed / 2**20:.1f} MiB for models and checkpoints. "
             f"Received: {free / 2**20:.1f} MiB free in output_dir={config.output_dir}"
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            "The run's folder cannot be made. Expected a path at which a folder is or can be. "
+            f"Received: output_dir={config.output_dir}, {type(error).__name__}"
+        ) from error
     path = folder / "config.json"
     # Not the hidden ones: a killed run may have left half of a file under its temporary name.
     held = sorted(each.name for each in folder.iterdir() if not each.name.startswith("."))
