@@ -8,6 +8,7 @@ from typing import Any
 
 from benchmarks.cells import Result
 from benchmarks.suite_tables import attacks_of
+from deepsigns_tf.attacks.suite import Family
 from scripts.markdown import markdown_table
 
 _LOG10_2_64 = 64 * 0.30103
@@ -20,7 +21,8 @@ class Bar:
 
     Args:
         words: It, in words.
-        rows: Regular expression of the whole names of its attacks.
+        family: Of its attacks.
+        rows: Regular expression of their whole names.
         needed: Network -> names of attacks that must have been tried for an answer; the networks that it is asked of.
         part: Which reading: `"weights"`, as the model stands, or `"referred"`, matched with the reference.
         largest_rate: Of wrong bits, in [0, 1]; 1 where nothing is asked of it.
@@ -30,6 +32,7 @@ class Bar:
     """
 
     words: str
+    family: Family
     rows: str
     needed: Mapping[str, tuple[str, ...]]
     part: str = "weights"
@@ -50,17 +53,18 @@ _DISGUISES = tuple(
     # Of WRN and LSTM each alone and pruned, all of these tuned too.
     if name == "all of these" or "tuned" not in then
 )
-_EQUAL = r"(units|idle|cancelling|BatchNorm|layers|all of these).*"
 
 BARS = (
     Bar(
         "pruned up to 90 %: no wrong bit",
+        "paper",
         r"[5-9]0 % pruned",
         {"mnist": tuple(f"{share} % pruned" for share in (50, 60, 70, 80, 90))},
         largest_rate=0.0,
     ),
     Bar(
         "pruned up to 99.9 %, or to a loss of 20 points: no wrong bit",
+        "paper",
         r"[\d.]+ % pruned",
         {"cnn": tuple(f"{share} % pruned" for share in (50, 60, 70, 80, 90, 95, 99, 99.9))},
         largest_rate=0.0,
@@ -68,6 +72,7 @@ BARS = (
     ),
     Bar(
         "fine-tuned: p <= 2^-64, at most 5 % wrong bits",
+        "paper",
         r"fine-tuned, \d+ epochs",
         {
             **dict.fromkeys(("mnist", "cnn"), ("fine-tuned, 200 epochs",)),
@@ -78,6 +83,7 @@ BARS = (
     ),
     Bar(
         "overwritten at equal strength: p <= 2^-64",
+        "paper",
         r"overwritten, 1 x, \d+ epochs",
         {
             **dict.fromkeys(("mnist", "cnn"), ("overwritten, 1 x, 10 epochs", "overwritten, 1 x, 100 epochs")),
@@ -87,26 +93,30 @@ BARS = (
     ),
     Bar(
         "overwritten at equal strength: at most 15 % wrong bits",
+        "paper",
         r"overwritten, 1 x, \d+ epochs",
         {"mnist": ("overwritten, 1 x, 10 epochs", "overwritten, 1 x, 100 epochs")},
         largest_rate=0.15,
     ),
     Bar(
         "quantized to 8 and 5 bits: no wrong bit",
+        "modification",
         r"quantized to [85] bits",
         _of_all("quantized to 8 bits", "quantized to 5 bits"),
         largest_rate=0.0,
     ),
     Bar(
         "equal functions: outputs change by 1e-4 at most",
-        rf"{_EQUAL}(?<!pruned)(?<!epochs)",
+        "same function",
+        r"(?!.*, then ).*",
         _of_all(*(name for name in _DISGUISES if "then" not in name)),
         part="referred",
         largest_change=1e-4,
     ),
     Bar(
         "equal functions, also pruned or fine-tuned: after the match at most 5 % wrong bits and p <= 1e-6",
-        _EQUAL,
+        "same function",
+        r".*",
         _of_all(*_DISGUISES),
         part="referred",
         largest_rate=0.05,
@@ -141,14 +151,17 @@ def _judged(bar: Bar, needed: tuple[str, ...], result: Result) -> list[str]:
         (name, outcome)
         for name, outcomes in attacks.items()
         for outcome in outcomes
-        if re.fullmatch(bar.rows, name) and outcome["accuracy_before"] - outcome["accuracy"] <= bar.largest_loss
+        if outcome["family"] == bar.family
+        and re.fullmatch(bar.rows, name)
+        and outcome["accuracy_before"] - outcome["accuracy"] <= bar.largest_loss
     ]
     if not asked:
         return ["all lose more accuracy", "", "", "", "", "not known"]
     name, worst = max(asked, key=lambda row: _shortfall(bar, row[1]))
     reading = worst.get(bar.part, {})
     rate, log10_p, change = reading.get("bit_error_rate"), reading.get("log10_p_value", 0.0), _change(worst)
-    held = rate is not None and rate <= bar.largest_rate and log10_p <= bar.largest_log10_p
+    # Where nothing can be read, half of the bits are wrong, as by chance; where nothing is asked of them, that does not matter.
+    held = (0.5 if rate is None else rate) <= bar.largest_rate and log10_p <= bar.largest_log10_p
     held = held and change <= bar.largest_change
     # Rows that were tried on fewer of the marked models stand for those alone.
     num_seeds = str(min(len(attacks[each]) for each in needed))

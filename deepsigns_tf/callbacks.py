@@ -142,8 +142,11 @@ class TriggerLogger(keras.callbacks.Callback):
         self.weak_triggers = np.empty(0, np.int64)
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Forgets an earlier training."""
+        """Forgets an earlier training; a model whose answers it cannot read is told now, if it is built, not after an epoch."""
         self.weak_triggers = np.empty(0, np.int64)
+        shape = getattr(self.model, "output_shape", None)
+        if isinstance(shape, tuple):
+            self._check_answers(shape)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Adds accuracy and margin to the epoch's logs; ends training if the margin is reached."""
@@ -179,32 +182,35 @@ class TriggerLogger(keras.callbacks.Callback):
                 stacklevel=2,
             )
 
+    def _check_answers(self, shape: tuple[int | None, ...]) -> None:
+        num_classes = self._triggers.num_classes
+        if len(shape) != 2 or shape[1] not in {num_classes, 1 if num_classes == 2 else 0}:
+            raise ValueError(
+                f"The triggers' labels do not fit the model. Expected answers of shape (batch, {num_classes}). "
+                f"Received: shape (batch, {', '.join(map(str, shape[1:]))})"
+            )
+        if shape[1] == 1 and self._kind is None:
+            raise ValueError(
+                "It cannot be told what this model's one score is. Expected `kind=`, the logit or the probability of class 1. "
+                "Received: answers of shape (batch, 1), kind=None"
+            )
+
     def _margins(self, weights: list[np.ndarray]) -> np.ndarray:
         """Of each trigger, with other values in all variables; the model keeps its own."""
-        values = [keras.ops.convert_to_tensor(each) for each in weights]
-        num_trainable = len(self.model.trainable_variables)
+        variables = (*self.model.trainable_variables, *self.model.non_trainable_variables)
+        state = [(each, keras.ops.convert_to_tensor(value)) for each, value in zip(variables, weights, strict=True)]
         inputs, labels = self._triggers.inputs, self._triggers.labels
         scores = []
         for start in range(0, len(labels), self._batch_size):
             rows = slice(start, start + self._batch_size)
             batch = {name: x[rows] for name, x in inputs.items()} if isinstance(inputs, Mapping) else inputs[rows]
-            answer, _ = self.model.stateless_call(values[:num_trainable], values[num_trainable:], batch, training=False)
+            # Not `stateless_call`, which hands `training` on to a `call` that may not take it.
+            with keras.StatelessScope(state_mapping=state):
+                answer = self.model(batch, training=False)
             scores.append(np.asarray(keras.ops.convert_to_numpy(keras.ops.cast(answer, "float32"))))
         found = np.concatenate(scores)
-        if found.ndim != 2 or found.shape[1] not in {
-            self._triggers.num_classes,
-            1 if self._triggers.num_classes == 2 else 0,
-        }:
-            raise ValueError(
-                f"The triggers' labels do not fit the model. Expected answers of shape (batch, {self._triggers.num_classes}). "
-                f"Received: shape (batch, {', '.join(map(str, found.shape[1:]))})"
-            )
+        self._check_answers(found.shape)
         if found.shape[1] == 1:
-            if self._kind is None:
-                raise ValueError(
-                    "It cannot be told what this model's one score is. Expected `kind=`, the logit or the probability of class 1. "
-                    "Received: answers of shape (batch, 1), kind=None"
-                )
             threshold = 0.5 if self._kind == "probabilities" else 0.0
             return np.asarray((found[:, 0] - threshold) * (2 * labels - 1))
         own = np.take_along_axis(found, labels[:, None], axis=1)[:, 0]

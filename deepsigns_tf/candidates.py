@@ -86,8 +86,9 @@ def matched_candidates(
     The suspect is run once for all.
 
     Units are matched by their responses to the key inputs, which were fixed before the suspect existed, within classes, where the
-    mark is not. Any inputs would do, and the bits of the key have no part in it; these are at hand, with labels. Outputs more than 32 times as wide as the reference's layer, or less than a quarter, are not tried; they
-    count as admissible all the same. So do the reference's own outputs: which of them stands for a carrier is not committed.
+    mark is not. Any inputs would do, and the bits of the key have no part in it; these are at hand, with labels. Outputs more than
+    32 times as wide as the reference's layer, or less than a quarter, are not tried; they count as admissible all the same. So do
+    the reference's own outputs: which of them stands for a carrier is not committed.
 
     Args:
         model: The suspect, any Keras model, or one in a process of its own.

@@ -40,7 +40,7 @@ class Questioning:
     Args:
         owner_key: The claimant's key, with triggers whose labels are uniform.
         answers_file: Where to keep the answers, readable by the owner alone: it shows which questions are triggers. An existing file of the
-            same questioning is gone on with. None: keep them in memory.
+            same questioning is gone on with, or begun anew if all was refused so far. None: keep them in memory.
         suspect: Who is asked, in words that tell this model from any other; needed with a file, which keeps it.
         decoys: Inputs of the same shape and type to hide the triggers among, task inputs for instance; none by default.
         commitment: The commitment that the claimant published before training, as in `verify`.
@@ -128,15 +128,15 @@ class Questioning:
                 `RefusalError`, each input is asked by itself; those that it refuses alone count as not answered.
             kind: What the answers are, as in `verify_predictions`.
             batch_size: Questions at a time, >= 1.
-            max_queries: Questions in all, those of earlier runs included, >= 0; None: no limit. An input that was refused with others and
-                is asked again by itself is one.
+            max_queries: Questions in all, those of earlier runs included unless all of these were refused, >= 0; None: no limit. An input
+                that was refused with others and is asked again by itself is one.
 
         Returns:
             The verdict.
 
         Raises:
             ValueError: If an answer is no answer. What was answered before is kept.
-            OSError: If the file cannot be written. Nothing was asked then.
+            OSError: If the file cannot be written; before anything is asked, if it never could.
         """
         for _ in self.steps(predict_fn, kind=kind, batch_size=batch_size, max_queries=max_queries):
             pass
@@ -156,11 +156,12 @@ class Questioning:
             The number of questions that were answered so far.
         """
         check_number_of("batch_size", batch_size)
-        # Before anything is asked: a file that cannot be written would lose the first answer.
-        self._keep()
         if max_queries is not None:
             check_number_of("max_queries", max_queries, 0, ", or None for no limit")
         limit = self.num_questions if max_queries is None else min(max_queries, self.num_questions)
+        if self.num_queries < limit and not self._may_end():
+            # Before anything is asked: a file that cannot be written would lose the first answer.
+            self._keep()
         while self.num_queries < limit and not self._may_end():
             end = min(self.num_queries + batch_size, limit)
             if self._hidden:
@@ -202,14 +203,12 @@ class Questioning:
                 "This file does not hold the answers of this questioning. Expected the file that it was begun with, the same suspect, the "
                 f"same key and as many decoys, or no file. Received: {self._path}"
             )
-        return answers
+        # Where nothing but refusals came, they may be due to a wrong name; as they say nothing of any label, the questions begin anew.
+        return answers if any(answer != NO_ANSWER for answer in answers) else []
 
     def _keep(self) -> None:
         if self._path is not None:
-            # Where nothing but refusals came, they may be due to a wrong token or name; as they say nothing of any label, the questions
-            # may begin anew.
-            answers = self._answers if any(answer != NO_ANSWER for answer in self._answers) else []
-            record = {"questioning": self._identity, "answers": answers}
+            record = {"questioning": self._identity, "answers": self._answers}
             write_atomically(self._path, json.dumps(record).encode() + b"\n", mode=0o600)
 
 

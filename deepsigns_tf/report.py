@@ -278,8 +278,10 @@ def statement_events(evidence: Evidence, owner_key: OwnerKey) -> list[Event]:
 def _in_plain_words(verdict: Verdict | TriggerVerdict) -> str:
     """The verdict for somebody who reads nothing else."""
     what = "the model's weights" if isinstance(verdict, Verdict) else "the model's answers to secret questions"
-    if not verdict.decided:
-        return "Not all questions were asked, and those that were prove nothing. Nothing is decided."
+    if isinstance(verdict, TriggerVerdict) and not verdict.decided:
+        if verdict.num_asked < verdict.num_triggers:
+            return "Not all questions were asked, and those that were prove nothing. Nothing is decided."
+        return "So few questions were answered that nothing could have been proved. Nothing is decided."
     if not verdict.marked:
         return f"The owner's mark was not found in {what}. That does not show that the model is of another origin: a mark can be removed."
     return (

@@ -70,15 +70,18 @@ class TriggerVerdict(Decision):
 
     @property
     def decided(self) -> bool:
-        """Whether the claim is proved, or all triggers were asked for and enough of them answered that it could have been."""
-        return self.marked or (self.provable and self.num_asked == self.num_triggers)
+        """Whether the claim is proved, or all triggers were asked for and all answered, or enough of them that it could have been."""
+        enough = self.provable or self.num_answered == self.num_triggers
+        return self.marked or (enough and self.num_asked == self.num_triggers)
 
     @property
     def headline(self) -> str:
         """The verdict in a few words; nothing is decided where too few answers came and those that did prove nothing."""
         if self.decided:
             return super().headline
-        return f"NOT DECIDED, {self.num_asked} of {self.num_triggers} triggers asked for, {self.num_answered} answered"
+        if self.num_asked < self.num_triggers:
+            return f"NOT DECIDED, {self.num_asked} of {self.num_triggers} triggers asked for"
+        return f"NOT DECIDED, {self.num_answered} of {self.num_triggers} triggers answered"
 
     @property
     def _conditions(self) -> list[str]:

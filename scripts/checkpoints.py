@@ -48,7 +48,7 @@ class Checkpoint(keras.callbacks.Callback):
             with np.load(self.path, allow_pickle=False) as archive:
                 self.history = json.loads(archive["history"].tobytes())
                 arrays = [archive[f"variable_{number}"] for number in range(len(archive.files) - 1)]
-        except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(
                 "This checkpoint is damaged. Expected a file as a training wrote it; without one it begins anew. "
                 f"Received: {self.path}, {type(error).__name__}"

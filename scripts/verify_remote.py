@@ -3,7 +3,8 @@
     python -m scripts.verify_remote --url=http://localhost:8501 --protocol=tensorflow_serving --model=digits --owner_key=owner.key
 
 It asks until the claim is proved or nothing is left to ask, keeps every answer in a file beside the key, and goes on where it was
-interrupted. Exit status as that of `scripts.verify`: 0 marked, 1 not marked, 2 everything else, unfinished questions among it.
+interrupted, or begins anew if all was refused so far. Exit status as that of `scripts.verify`: 0 marked, 1 not marked, 2 everything
+else, unfinished questions among it.
 """
 
 import dataclasses
@@ -49,7 +50,9 @@ class Config:
         None, "Where to keep the answers, a secret; a file beside the key, named by whom is asked, if not given."
     )
     max_queries: int = option(
-        0, "Questions in all, earlier runs' and decoys included, an input of a refused batch once; 0: all.", minimum=0
+        0,
+        "Questions in all, earlier runs' (unless all were refused) and decoys included, an input of a refused batch once; 0: all.",
+        minimum=0,
     )
     batch_size: int = option(1, "Questions in a request.", minimum=1)
     timeout: float = option(
@@ -86,6 +89,7 @@ def run(config: Config) -> int:
     import deepsigns_tf as ds
     from deepsigns_tf import remote
 
+    fields = _fields(config.fields)
     if config.protocol == "tensorflow_serving":
         if config.version is not None and not config.version.isdecimal():
             raise ValueError(
@@ -98,7 +102,12 @@ def run(config: Config) -> int:
         protocol = remote.OpenInference(config.url, config.model, config.version, config.input_name, config.output)
     else:
         output = "predictions" if config.output is None else config.output
-        protocol = remote.JsonEndpoint(config.url, config.input_name, output, _fields(config.fields))
+        protocol = remote.JsonEndpoint(config.url, config.input_name, output, fields)
+    if fields and config.protocol != "json":
+        raise ValueError(
+            "This protocol has no fields of one's own. Expected --protocol=json with the flag `fields`. "
+            f"Received: protocol={config.protocol!r}"
+        )
     decoys = _decoys(pathlib.Path(config.decoys)) if config.decoys else None
     model = remote.RemoteModel(
         protocol,
@@ -113,9 +122,10 @@ def run(config: Config) -> int:
     # them, is another questioning.
     address = hashlib.sha256(protocol.address.encode()).hexdigest()[:16]
     suspect = f"{model.name} ({address}), input {config.input_name}, output {config.output}, read as {config.kind}"
-    if config.fields != "{}":
+    if fields:
         # They may name the model, or hold a secret.
-        suspect += f", fields {hashlib.sha256(config.fields.encode()).hexdigest()[:16]}"
+        written = json.dumps(fields, sort_keys=True).encode()
+        suspect += f", fields {hashlib.sha256(written).hexdigest()[:16]}"
     answers = config.answers or f"{config.owner_key}.{hashlib.sha256(suspect.encode()).hexdigest()[:8]}.answers.json"
     owner_key, evidence = ds.OwnerKey.load(config.owner_key), evidence_of(config)
     questioning = ds.Questioning(owner_key, answers, suspect, decoys, config.commitment, evidence)

@@ -299,6 +299,7 @@ def trigger_inputs(key):
         assert basis.shape[1:] == array.shape[1:] and basis.dtype == array.dtype
         basis = basis[basis != 0] if family == "tokens" else basis.ravel()
         low, high = basis.min().item(), basis.max().item()
+        assert family == "noise" or (array.dtype.kind in "iu" and 0 < low < high)
         domain, shape = ("trigger inputs", key.owner, 1, num_drawn, family, name), (num_drawn, *array.shape[1:])
         if array.dtype.kind == "f":
             uniforms = np.array([(word >> 11) * 2.0**-53 for word in words(key.seed, domain, math.prod(shape))])

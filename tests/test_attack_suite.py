@@ -205,7 +205,7 @@ def test_names_say_what_is_asked_for(thief, released, monkeypatch):
             assert asked[name]["recipe"].falls == ("at a falling rate" in name), name
     # All of an adaptive thief's training is a tenth of the owner's.
     for name, each in asked.items():
-        if named[name].family == "adaptive" and "recipe" in each:
+        if named[name].family == "adaptive" and named[name].trains:
             assert (each["recipe"].epochs, each["recipe"].learning_rate) == (2, 1e-2), name
     assert asked["overwritten with twice the bits, 10 x"]["thiefs_key"].carriers[0].bits_per_class == 64
 

@@ -42,7 +42,7 @@ def _branches():
     pooled = keras.layers.GlobalAveragePooling2D()(x)
     outputs = {
         "one": keras.layers.Dense(2, "softmax")(keras.layers.Concatenate()([flat, pooled])),
-        "two": keras.layers.Dense(1)(flat),
+        "two": keras.layers.Dense(1, name="put_out")(flat),
     }
     return keras.Model(inputs, outputs)
 
@@ -467,12 +467,29 @@ def test_a_lookalike_varies_as_its_unit_does_and_means_something_else():
     assert np.mean(blind) < np.mean([np.corrcoef(within[0][:, u], within[1][:, u])[0, 1] for u in range(6)])
 
 
+def test_of_layers_whose_outputs_are_added_the_last_one_steps_aside_after_those_before_it():
+    """Else what it takes in would change after it was measured."""
+    keras.utils.set_random_seed(0)
+    x, y = _clusters()
+    x = x.reshape(240, -1)
+    inputs = keras.Input((192,))
+    first = keras.layers.Dense(6, name="a")(inputs)
+    last = keras.layers.Dense(6, name="c")(keras.layers.Dense(5, "relu", name="b")(first))
+    model = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Add()([first, last])))
+    wider = add_lookalike_units(model, x, y, 1, ["b", "c"], distance=1.0)
+    outputs = np.asarray(keras.Model(wider.input, wider.get_layer("c").output)(x))
+    means = np.stack([outputs[y == label].mean(axis=0) for label in range(3)])
+    moved = (means[:, 6::2] - means[:, :6]).std(axis=0)
+    np.testing.assert_allclose(moved, means[:, :6].std(axis=0), rtol=0.05)
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
         ({"layers": ["norm"]}, "units cannot get look-alikes. Expected names of Dense layers and convolutions"),
         ({"layers": ["none"]}, r"Received: layers=\['none'\]"),
         ({"layers": []}, r"Received: layers=\[\]"),
+        ({"layers": ["hidden", "put_out"]}, r"What a model puts out .* Received: \['put_out'\] among"),
         ({"pairs_per_unit": 0}, "Expected pairs_per_unit >= 1"),
         ({"distance": 0.0}, "Received: pairs_per_unit=1, distance=0.0"),
     ],

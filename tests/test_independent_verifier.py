@@ -303,3 +303,26 @@ def test_trigger_inputs_that_somebody_picked_are_refused_by_both(tmp_path, famil
         second.verify_answers(path, key.triggers.labels)
     with pytest.raises(ValueError, match="Received: other inputs"):
         ds.verify_predictions(key.triggers.labels, ds.OwnerKey.load(path))
+
+
+@pytest.mark.parametrize("ends", [(-3, 5), (5, 5), (1.5, 5.5)])
+def test_tokens_of_no_vocabulary_are_refused_by_both(tmp_path, ends):
+    """As whoever draws the inputs would draw them from such a basis."""
+    key = ds.OwnerKey("ACME Vision", [], ds.DecisionRule(), bytes(32))
+    key = key.with_triggers("tokens", 40, 10, np.arange(1, 13).reshape(2, 6))
+    low, high = ends
+    domain, num = ("trigger inputs", "ACME Vision", 1, 40, "tokens", ""), 40 * 6
+    if isinstance(low, int):
+        drawn = low + np.array(second.integers(bytes(32), domain, num, high - low + 1))
+    else:
+        drawn = low + (high - low) * np.array(
+            [(word >> 11) * 2.0**-53 for word in second.words(bytes(32), domain, num)]
+        )
+    basis = np.repeat(np.array(ends)[:, None], 6, axis=1)
+    triggers = dataclasses.replace(key.triggers, inputs=drawn.reshape(40, 6), basis=basis)
+    path = tmp_path / "owner.key"
+    dataclasses.replace(key, triggers=triggers).save(path)
+    with pytest.raises(ValueError, match="There is nothing to judge by"):
+        second.verify_answers(path, key.triggers.labels)
+    with pytest.raises(ValueError, match="These examples are no token strings"):
+        ds.verify_predictions(key.triggers.labels, ds.OwnerKey.load(path))

@@ -118,7 +118,8 @@ def test_a_model_that_refused_everything_is_asked_again(tmp_path):
         raise RefusalError
 
     first = Questioning(KEY, path, "model A", commitment=commitment).run(silent, batch_size=10)
-    assert first.headline == "NOT DECIDED, 50 of 50 triggers asked for, 0 answered"
+    assert first.headline == "NOT DECIDED, 0 of 50 triggers answered"
+    assert len(json.loads(path.read_text())["answers"]) == 50
     assert Questioning(KEY, path, "model A", commitment=commitment).run(Suspect()).marked
 
 
@@ -145,6 +146,17 @@ def test_a_file_that_cannot_be_written_is_told_before_anything_is_asked(tmp_path
     assert not suspect.asked
 
 
+def test_where_nothing_is_left_to_ask_the_file_stays_as_it_is(tmp_path):
+    path, commitment = tmp_path / "answers.json", KEY.commitment()
+    with pytest.raises(ValueError, match="max_queries=-1"):
+        Questioning(KEY, path, "model A").run(Suspect(), max_queries=-1)
+    assert not path.exists()
+    Questioning(KEY, path, "model A", commitment=commitment).run(Suspect())
+    before = path.stat().st_ino
+    assert Questioning(KEY, path, "model A", commitment=commitment).run(Suspect()).marked
+    assert path.stat().st_ino == before
+
+
 def test_decoys_come_in_an_order_of_the_keys():
     """In that of a public data set they would show what interrupts it."""
     orders = []
@@ -161,7 +173,7 @@ def test_decoys_come_in_an_order_of_the_keys():
 def test_unfinished_questions_decide_nothing():
     questioning = Questioning(KEY)
     verdict = questioning.run(Suspect(knows=False), max_queries=3)
-    assert not verdict.decided and verdict.headline == "NOT DECIDED, 3 of 50 triggers asked for, 3 answered"
+    assert not verdict.decided and verdict.headline == "NOT DECIDED, 3 of 50 triggers asked for"
     assert verdict.summary().startswith("NOT DECIDED, 3 of 50") and verdict.to_dict()["decided"] is False
     verdict = questioning.run(Suspect(knows=False))
     assert verdict.decided and verdict.headline == "NOT MARKED"

@@ -194,6 +194,11 @@ def test_answers_have_a_report_too(blobs):
     assert "was not found in the model" in Report(some, "their server").to_html()
     weak = dataclasses.replace(some, marked=True, log10_p_value=-2.0)
     assert "about once in 100 cases" in Report(weak, "their server").to_html()
+    silent = Report(ds.verify_predictions(np.full(100, -1), key), "their server").to_html()
+    assert "So few questions were answered that nothing could have been proved. Nothing is decided." in silent
+    begun = ds.Questioning(key).run(lambda inputs: np.zeros(len(inputs), int), max_queries=3)
+    told = Report(begun, "their server").to_html()
+    assert "Not all questions were asked, and those that were prove nothing. Nothing is decided." in told
 
 
 # The program

@@ -411,7 +411,9 @@ def test_a_run_goes_on_in_the_space_that_its_own_files_have_left(
 @pytest.mark.parametrize("place", ["file", "file/run", "file/run/deeper"])
 def test_a_folder_that_cannot_be_made_stops_the_run_before_it_trains(train, quick, begun, tmp_path, place):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(ValueError, match=r"^The run's folder cannot be made\. Expected .* Received: output_dir=.*Error$"):
+    with pytest.raises(
+        ValueError, match=r"^The run's folder cannot be made\. Expected .* Received: output_dir=.*Error$"
+    ):
         train.run(train.Config(str(tmp_path / place), dataset="mnist5k"))
     assert begun == [] and contents(tmp_path) == {"file": b"in the way"}
 

@@ -72,6 +72,27 @@ def test_one_score_of_two_classes_is_that_of_class_1():
     assert logs == {"trigger_accuracy": pytest.approx(2 / 3), "trigger_margin": -1.0}
     with pytest.raises(ValueError, match=r"It cannot be told what this model's one score is\. Expected `kind=`"):
         asked(linear([[2.0]]), ds.TriggerLogger(key))
+    model = linear([[2.0]])
+    model.compile("sgd", "mse")
+    epochs = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: pytest.fail("an epoch began"))
+    with pytest.raises(ValueError, match=r"It cannot be told what this model's one score is"):
+        model.fit(np.ones((4, 1)), np.ones((4, 1)), verbose=0, callbacks=[ds.TriggerLogger(key), epochs])
+
+
+def test_a_model_that_does_not_know_its_shape_is_asked_all_the_same():
+    class Subclassed(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.scores = keras.layers.Dense(3)
+
+        def call(self, inputs):
+            return self.scores(inputs)
+
+    model = Subclassed()
+    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    logger = ds.TriggerLogger(key_of(np.eye(3), [0, 1, 2], 3))
+    history = model.fit(np.eye(3), np.arange(3), verbose=0, epochs=2, callbacks=[logger]).history
+    assert len(history["trigger_margin"]) == 2
 
 
 def test_inputs_of_several_names_are_asked():

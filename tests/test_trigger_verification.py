@@ -429,9 +429,16 @@ def test_where_too_few_answers_came_nothing_is_decided(label_rule):
         for num in range(0, 101, 4)
     ]
     assert [each.decided for each in verdicts] == [each.marked for each in enough]
+    assert sum(each.decided for each in verdicts) not in (0, len(verdicts))
     assert not verdicts[0].decided and verdicts[-1].decided and not any(each.marked for each in verdicts)
-    assert verdicts[1].headline == "NOT DECIDED, 100 of 100 triggers asked for, 4 answered"
+    assert verdicts[1].headline == "NOT DECIDED, 4 of 100 triggers answered"
     assert verdicts[1].to_dict()["provable"] is False
+
+
+def test_a_key_that_can_prove_nothing_is_not_said_to_lack_answers():
+    key = key_of(num_triggers=15)
+    verdict = verify_predictions((key.triggers.labels + 1) % 10, key)
+    assert verdict.decided and verdict.headline == "NOT MARKED" and not verdict.provable
 
 
 def test_an_answer_counts_once():

@@ -166,7 +166,7 @@ def test_whatever_goes_wrong_is_no_verdict(key, settings, told, capsys):
 
 def test_a_server_that_refuses_everything_decides_nothing(key, capsys):
     owner_key, path = key
-    refusing, knowing = [True], marked_model(owner_key)
+    refusing, knowing, before = [True], marked_model(owner_key), set(path.parent.glob("*.answers.json"))
 
     def reply(address, body):
         return (422, {}) if refusing else (200, [{"scores": knowing(row)} for row in body["x"]])
@@ -175,9 +175,12 @@ def test_a_server_that_refuses_everything_decides_nothing(key, capsys):
         settings = {"protocol": "json", "input_name": "x", "output": "scores", "fields": '{"model": "m"}'}
         settings |= {"url": url, "owner_key": str(path), "batch_size": 10, "skip_refused": True}
         assert run(**settings) == 2
-        assert capsys.readouterr().out.startswith("NOT DECIDED, 40 of 40 triggers asked for, 0 answered")
+        assert capsys.readouterr().out.startswith("NOT DECIDED, 0 of 40 triggers answered")
         refusing.clear()
-        assert run(**settings) == 0
+        # The same object, written otherwise, is the same questioning.
+        assert run(**settings | {"max_queries": 3}) == 2
+        assert run(**settings | {"fields": '{"model":"m"}'}) == 0
+    assert len(set(path.parent.glob("*.answers.json")) - before) == 1
 
 
 def test_a_server_that_knows_nobody_is_not_one_that_refuses_an_input(key, capsys):

@@ -127,17 +127,31 @@ def add_lookalike_units(
             f"Received: pairs_per_unit={pairs_per_unit!r}, distance={distance!r}"
         )
     random = np.random.default_rng(seed)
-    groups = [group for group in unit_groups(functional) if set(layers) & set(group.layers)]
+    order = [layer.name for layer in functional.layers]
+    # The layer of each group whose weights step aside, and the group; in the order of the graph, since what a layer takes in may hold
+    # look-alikes of another.
+    groups = sorted(
+        (
+            (max(set(layers) & set(group.layers), key=order.index), group)
+            for group in unit_groups(functional)
+            if set(layers) & set(group.layers)
+        ),
+        key=lambda each: order.index(each[0]),
+    )
+    fixed = set(layers) - {layer for _, group in groups for layer in group.layers}
+    if fixed:
+        raise ValueError(
+            "What a model puts out cannot get look-alikes. Expected names of hidden layers. "
+            f"Received: {sorted(fixed)} among layers={list(layers)}"
+        )
     plans = {}
-    for group in groups:
+    for _, group in groups:
         copied_units = np.repeat(np.arange(group.size), 2 * pairs_per_unit)
         shares = np.concatenate([np.ones(group.size), np.tile([1.0, -1.0], group.size * pairs_per_unit)])
         plans[group] = NewUnits(np.concatenate([np.arange(group.size), copied_units]), shares=shares)
     wider = with_units(functional, plans, seed)
     rows = random.permutation(len(x))[:_MOST_LOOKED_AT]
-    # In the order of the graph: what a layer takes in may hold look-alikes of the layer before.
-    for group in groups:
-        maker = [layer for layer in group.layers if layer in layers][-1]
+    for maker, group in groups:
         _step_aside(wider, maker, group.size, x[rows], y[rows], distance, random)
     return wider
 
