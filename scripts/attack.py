@@ -490,7 +490,8 @@ def _examined(path: str) -> Any:
     return in_float32(_model(path))
 
 
-@functools.cache
+# Of one suite: a study goes through many in one process, each with data of its own.
+@functools.lru_cache(maxsize=1)
 def _data(config: Config) -> "Dataset":
     import numpy as np
 
@@ -547,7 +548,7 @@ def _marks(config: Config, carriers: dict[str, Any]) -> dict[str, Any]:
     return marks or carriers
 
 
-@functools.cache
+@functools.lru_cache(maxsize=1)
 def _examiner(config: Config) -> "Examiner":
     import deepsigns_tf as ds
     from deepsigns_tf.attacks.outcomes import Examiner
