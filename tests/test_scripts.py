@@ -854,7 +854,9 @@ def test_reviews_are_divided_by_label_and_length(tmp_path):
     from scripts import train_imdb_lstm
 
     settings = {"dataset": "synthetic", "sequence_length": 300, "num_tokens": 200, "carriers": "features:32"}
-    settings |= {"subclasses": 2, "num_classes": 4, "epochs": 2, "strength": 10.0, "num_key_inputs_per_class": 16}
+    settings |= {"subclasses": 2, "num_classes": 4, "strength": 10.0, "num_key_inputs_per_class": 16, "epochs": 1}
+    # Few reviews in small batches: an LSTM takes its time.
+    settings |= {"holdout": 960, "batch_size": 16, "bidirectional": False}
     config = train_imdb_lstm.Config(str(tmp_path / "run"), **settings)
     task = train_imdb_lstm.task(config)
     x, y = task.data.x_train, task.data.y_train
@@ -866,6 +868,8 @@ def test_reviews_are_divided_by_label_and_length(tmp_path):
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The released model does not carry the mark at the key's level: ")
         patch.setattr("scripts.training._verify_in_fresh_process", verified_here)
+        # The same keys in every run of the tests.
+        patch.setattr("deepsigns_tf.owner_key.secrets.token_bytes", random.Random(0).randbytes)
         result = train_imdb_lstm.run(config)
     key = ds.OwnerKey.load(tmp_path / "run" / "owner.key")
     assert key.classes == [0, 1, 2, 3] and result["verdict"]["num_bits"] == 4 * 32
