@@ -196,11 +196,12 @@ def best_defence(result: Result) -> str:
 
 
 def ways_of(result: Result) -> dict[str, list[dict[str, Any]]]:
-    """Way to mark -> its rows, one a seed."""
-    found: dict[str, list[dict[str, Any]]] = {}
+    """Way to mark -> its rows, one a seed; of a study that is not complete, the seeds that all ways have."""
+    found: dict[str, dict[int, dict[str, Any]]] = {}
     for row in result["rows"]:
-        found.setdefault(way_to_mark(row["settings"]), []).append(row)
-    return found
+        found.setdefault(way_to_mark(row["settings"]), {})[row["settings"]["seed"]] = row
+    shared = set.intersection(*(set(rows) for rows in found.values()))
+    return {way: [row for seed, row in rows.items() if seed in shared] for way, rows in found.items()}
 
 
 def outcome_of(row: dict[str, Any], attack: str) -> dict[str, Any]:

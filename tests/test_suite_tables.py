@@ -272,6 +272,17 @@ def test_defences_stand_against_the_same_thief():
         assert f"By the rule the best is: {said}\n" in suite_tables.defences_table(results, "mnist_defences")
 
 
+def test_ways_are_compared_on_the_seeds_that_all_have():
+    whole = _defences()
+    begun = whole | {
+        "rows": [row for row in whole["rows"] if not row["settings"]["normalized"] or not row["settings"]["seed"]]
+    }
+    lines = suite_tables.defences_table({"x": begun}, "x").splitlines()
+    assert (
+        "| 0.400 (-10) |" in lines[2] and "| 0.300 (-10) | -0.100 |" in lines[3] and lines[5].startswith("Seeds 0, of")
+    )
+
+
 def test_the_way_that_is_confirmed_is_the_one_that_was_chosen():
     from benchmarks import mnist
 
