@@ -30,7 +30,10 @@ from models.cifar10_cnn import cifar10_cnn
 from models.imdb_lstm import imdb_lstm
 from models.wide_resnet import wide_resnet
 from scripts import attack
-from scripts.attack_report import attacks_picture, attacks_table
+
+pytest.importorskip("matplotlib", reason="reports of attacks are drawn in the environment of requirements.txt")
+
+from scripts.attack_report import attacks_picture, attacks_table  # noqa: E402
 
 FULL = suite("full", (1, 2), (1,))
 
