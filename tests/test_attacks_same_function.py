@@ -422,6 +422,15 @@ def _clusters(num_classes=3):
     return (RANDOM.normal(size=(num_classes, 8, 8, 3))[y] + RANDOM.normal(size=(240, 8, 8, 3))).astype("float32"), y
 
 
+def _outputs_of(model, layer, x):
+    return np.asarray(keras.Model(model.input, model.get_layer(layer).output)(x))
+
+
+def _means(outputs, y):
+    """Of each class."""
+    return np.stack([outputs[y == label].mean(axis=0) for label in np.unique(y)])
+
+
 @pytest.mark.parametrize("layers", [["hidden"], ["first", "second"], ["third"], ["first", "second", "third", "hidden"]])
 def test_lookalikes_cancel_each_other(layers):
     keras.utils.set_random_seed(0)
@@ -446,11 +455,11 @@ def test_a_lookalike_varies_as_its_unit_does_and_means_something_else():
     hidden = keras.layers.Dense(6, name="hidden")(inputs)
     model = keras.Model(inputs, keras.layers.Dense(2)(hidden))
     wider = add_lookalike_units(model, x, y, 1, ["hidden"], distance=1.0)
-    outputs = np.asarray(keras.Model(wider.input, wider.get_layer("hidden").output)(x))
+    outputs = _outputs_of(wider, "hidden", x)
     units, pairs = outputs[:, :6], outputs[:, 6:].reshape(240, 6, 2)
     np.testing.assert_array_equal(pairs[..., 0], pairs[..., 1])
     copies = pairs[..., 0]
-    means = np.stack([[each[y == label].mean(axis=0) for label in range(3)] for each in (units, copies)])
+    means = np.stack([_means(each, y) for each in (units, copies)])
     moved = (means[1] - means[0]).std(axis=0)
     np.testing.assert_allclose(moved, means[0].std(axis=0), rtol=0.05)
     within = [each - mean[y] for each, mean in zip((units, copies), means, strict=True)]
@@ -459,10 +468,8 @@ def test_a_lookalike_varies_as_its_unit_does_and_means_something_else():
     # The control: a step of the same size that does not know the clusters changes what varies more than what the classes mean.
     random = np.random.default_rng(0).normal(size=(192, 6))
     asunder = x @ random
-    means_of_random = np.stack([asunder[y == label].mean(axis=0) for label in range(3)])
-    step = asunder * (means[0].std(axis=0) / means_of_random.std(axis=0))
-    changed = units + step
-    spread = changed - np.stack([changed[y == label].mean(axis=0) for label in range(3)])[y]
+    changed = units + asunder * (means[0].std(axis=0) / _means(asunder, y).std(axis=0))
+    spread = changed - _means(changed, y)[y]
     blind = [np.corrcoef(within[0][:, unit], spread[:, unit])[0, 1] for unit in range(6)]
     assert np.mean(blind) < np.mean([np.corrcoef(within[0][:, u], within[1][:, u])[0, 1] for u in range(6)])
 
@@ -477,8 +484,7 @@ def test_of_layers_whose_outputs_are_added_the_last_one_steps_aside_after_those_
     last = keras.layers.Dense(6, name="c")(keras.layers.Dense(5, "relu", name="b")(first))
     model = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Add()([first, last])))
     wider = add_lookalike_units(model, x, y, 1, ["b", "c"], distance=1.0)
-    outputs = np.asarray(keras.Model(wider.input, wider.get_layer("c").output)(x))
-    means = np.stack([outputs[y == label].mean(axis=0) for label in range(3)])
+    means = _means(_outputs_of(wider, "c", x), y)
     moved = (means[:, 6::2] - means[:, :6]).std(axis=0)
     np.testing.assert_allclose(moved, means[:, :6].std(axis=0), rtol=0.05)
 
