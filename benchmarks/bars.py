@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.cells import Result
 from benchmarks.suite_tables import attacks_of
-from deepsigns_tf.attacks.suite import Family
+from deepsigns_tf.attacks.thief import Family
 from scripts.markdown import markdown_table
 
 _LOG10_2_64 = 64 * 0.30103

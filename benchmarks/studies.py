@@ -292,7 +292,8 @@ def _go_through_suite(row: dict[str, Any], folder: pathlib.Path, config: Config,
         resume=True,
         **flags or {},
     )
-    row["suite"] = attack.run(suite)
+    # The study's command makes it again; the suite's own names folders of one machine.
+    row["suite"] = {name: value for name, value in attack.run(suite).items() if name != "command"}
     if study.num_payload_bits:
         for outcome in row["suite"]["rows"]:
             if "refused" not in outcome:

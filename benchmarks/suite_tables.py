@@ -9,7 +9,7 @@ import numpy as np
 import scipy.stats
 
 from benchmarks.cells import Result, circumstances
-from deepsigns_tf.attacks.outcomes import evidence, order_of_attacks, points_lost, survived
+from deepsigns_tf.attacks.outcomes import best_adaptive, evidence, points_lost, survived
 from scripts.attack_report import of_unrelated
 from scripts.markdown import markdown_table
 
@@ -24,9 +24,8 @@ def suite_table(results: dict[str, Result], study: str) -> str:
     """
     result = results[study]
     attacks = attacks_of(result)
-    adaptive = {name: outcomes for name, outcomes in attacks.items() if outcomes[0]["family"] == "adaptive"}
-    best = min(adaptive, key=lambda name: order_of_attacks(adaptive[name]), default=None)
-    names = [*([best] if best else []), *(name for name in attacks if name != best)]
+    best = best_adaptive(attacks)
+    names = sorted(attacks, key=lambda name: name != best)
     suites = [row["suite"] for row in result["rows"]]
     shown = [_of_controls(suites, "marked", "none")]
     if all("unmarked_twin" in suite for suite in suites):

@@ -5,7 +5,7 @@ python -m scripts.attack --extra=examples.own_attack --only=sparse --model=... -
 
 import numpy as np
 
-from deepsigns_tf.attacks.suite import Attack
+from deepsigns_tf.attacks.thief import Attack
 from deepsigns_tf.perturbations import with_weights
 
 

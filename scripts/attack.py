@@ -26,7 +26,7 @@ from scripts.configs import command_line, option, result_settings, run_program
 
 if TYPE_CHECKING:
     from deepsigns_tf.attacks.outcomes import Examiner
-    from deepsigns_tf.attacks.suite import Attack, Thief
+    from deepsigns_tf.attacks.thief import Attack, Thief
     from deepsigns_tf.recovery import AlignedReading
     from scripts.datasets import Dataset
 
@@ -519,7 +519,7 @@ def _data(config: Config) -> "Dataset":
 def _thief(config: Config, backup_dir: pathlib.Path) -> "Thief":
     import deepsigns_tf as ds
     from deepsigns_tf.attacks.graphs import flat_name
-    from deepsigns_tf.attacks.suite import Thief, thiefs_seed
+    from deepsigns_tf.attacks.thief import Thief, thiefs_seed
     from scripts.fitting import recipe_of
 
     data, owner_key = _data(config), ds.OwnerKey.load(config.owner_key)

@@ -9,7 +9,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
-from deepsigns_tf.attacks.outcomes import order_of_attacks, survived  # noqa: E402
+from deepsigns_tf.attacks.outcomes import best_adaptive, survived  # noqa: E402
 from deepsigns_tf.files import write_atomically  # noqa: E402
 from scripts.markdown import markdown_table  # noqa: E402
 from scripts.records import write_json  # noqa: E402
@@ -66,11 +66,9 @@ def attacks_table(result: dict[str, Any]) -> str:
     Args:
         result: As in `write_report`.
     """
-    before, rows = result["marked"], list(result["rows"])
-    adaptive = [row for row in rows if row["family"] == "adaptive" and "refused" not in row]
-    if adaptive:
-        best = min(adaptive, key=lambda row: order_of_attacks([{"accuracy_before": before["accuracy"]} | row]))
-        rows = [best, *(row for row in rows if row is not best)]
+    before = result["marked"]
+    best = best_adaptive({row["attack"]: [row] for row in result["rows"] if "refused" not in row})
+    rows = sorted(result["rows"], key=lambda row: row["attack"] != best)
     controls = [{"attack": "none", "family": "", "survived": survived(before, before["accuracy"])} | before]
     if "unmarked_twin" in result:
         controls.append({"attack": "unmarked twin", "family": "control", "survived": ""} | result["unmarked_twin"])

@@ -28,10 +28,11 @@ ROWS = [
     {"report"},
     {"attacks.__init__", "attacks.inputs", "attacks.graphs", "attacks.weights"},
     {"attacks.units", "attacks.recipes"},
-    {"attacks.new_units"},
+    {"attacks.new_units", "attacks.thief"},
     {"attacks.same_function"},
     {"attacks.adaptive", "attacks.adversarial", "attacks.extraction", "attacks.fine_tuning", "attacks.overwriting"},
-    {"attacks.outcomes", "attacks.suite"},
+    {"attacks.informed", "attacks.outcomes"},
+    {"attacks.suite"},
 ]
 ROW_OF = {module: row for row, modules in enumerate(ROWS) for module in modules}
 

@@ -16,13 +16,14 @@ import pytest
 import deepsigns_tf as ds
 from benchmarks import studies
 from deepsigns_tf.activations import named_layers
-from deepsigns_tf.attacks import outcomes
+from deepsigns_tf.attacks import informed, outcomes
 from deepsigns_tf.attacks import suite as suites
 from deepsigns_tf.attacks.graphs import flat_name
 from deepsigns_tf.attacks.outcomes import Examiner, survived
 from deepsigns_tf.attacks.recipes import Recipe
 from deepsigns_tf.attacks.same_function import permute_units
-from deepsigns_tf.attacks.suite import Attack, Thief, suite, thiefs_key
+from deepsigns_tf.attacks.suite import suite
+from deepsigns_tf.attacks.thief import Attack, Family, Thief, thiefs_key
 from deepsigns_tf.files import file_digest
 from deepsigns_tf.recovery import read_aligned
 from deepsigns_tf.verification import each_way
@@ -106,7 +107,7 @@ def test_suites_are_what_they_say():
     names = [{each.name for each in attacks} for attacks in (quick, paper, brief, full)]
     assert names[2] - names[0] - names[1] == {"all of these, then fine-tuned, 10 epochs"} and names[2] < names[3]
     assert names[0] | names[1] < names[2]
-    assert {each.family for each in full} == set(typing.get_args(suites.Family))
+    assert {each.family for each in full} == set(typing.get_args(Family))
     assert [each.name for each in suite("paper", (5, 20)) if "fine-tuned" in each.name] == [
         "fine-tuned, 5 epochs",
         "fine-tuned, 20 epochs",
@@ -147,10 +148,10 @@ def test_names_say_what_is_asked_for(thief, released, monkeypatch):
 
         return note
 
-    functions = {each: getattr(suites, each) for each in vars(suites) if each in _FUNCTIONS}
-    assert set(functions) == _FUNCTIONS
-    for each, function in functions.items():
-        monkeypatch.setattr(suites, each, noted(function))
+    functions = [(module, each) for module in (suites, informed) for each in vars(module) if each in _FUNCTIONS]
+    assert {each for _, each in functions} == _FUNCTIONS
+    for module, each in functions:
+        monkeypatch.setattr(module, each, noted(getattr(module, each)))
     thief = dataclasses.replace(thief, recipe=Recipe(20, learning_rate=1e-2, batch_size=64), strength=2.0)
     named = {each.name: each for each in suite("full")}
     for name, each in named.items():
@@ -282,8 +283,8 @@ def test_the_maker_of_a_marked_output_is_found():
     maps = keras.layers.Conv2D(4, 3, name="maps")(inputs)
     pooled = keras.layers.GlobalAveragePooling2D(name="pooled")(keras.layers.BatchNormalization()(maps))
     model = keras.Model(inputs, keras.layers.Dense(2, name="logits")(keras.layers.Dense(5, name="wide")(pooled)))
-    assert suites._kernels_around(model, "pooled") == (["maps"], ["wide", "logits"])
-    assert suites._kernels_around(model, "wide") == (["wide"], ["logits"])
+    assert informed.kernels_around(model, "pooled") == (["maps"], ["wide", "logits"])
+    assert informed.kernels_around(model, "wide") == (["wide"], ["logits"])
 
 
 def test_layers_are_found_by_the_graph_and_not_by_their_order_or_names():
@@ -295,12 +296,12 @@ def test_layers_are_found_by_the_graph_and_not_by_their_order_or_names():
     other = keras.layers.Dense(6, name="z_other")(other)
     joined = keras.layers.Concatenate()([keras.layers.Dense(5, name="b_next")(marked), other])
     model = keras.Model(inputs, keras.layers.Dense(4, name="a_logits")(joined))
-    assert suites._kernels_around(model, "features") == (["z_maker"], ["b_next", "a_logits"])
+    assert informed.kernels_around(model, "features") == (["z_maker"], ["b_next", "a_logits"])
     # What a key calls backbone/features, in a model inside another.
     backbone = keras.Sequential([keras.Input((16,)), keras.layers.Dense(8, "relu", name="features")], name="backbone")
     nested = keras.Sequential([keras.Input((16,)), backbone, keras.layers.Dense(4, name="logits")])
     assert "backbone/features" in named_layers(nested)
-    assert suites._kernels_around(nested, flat_name("backbone/features")) == (["backbone.features"], ["logits"])
+    assert informed.kernels_around(nested, flat_name("backbone/features")) == (["backbone.features"], ["logits"])
 
 
 def test_several_marked_layers_cost_an_adaptive_thief_no_more_training(thief, blobs, monkeypatch):
@@ -347,10 +348,10 @@ def test_the_networks_of_the_results_have_layers_for_the_suite(build, bits, othe
     model, asked = build(), []
     carriers = {name: ds.Carrier(name, range(2), number) for name, number in bits.items()}
     thief = dataclasses.replace(thief, carriers=carriers, marks=carriers)
-    assert suites._unmarked_layer(model, thief) == other and suites._last_kernel(model) == last
-    makers, after = suites._kernels_around(model, "features")
+    assert informed._unmarked_layer(model, thief) == other and suites._last_kernel(model) == last
+    makers, after = informed.kernels_around(model, "features")
     assert sorted(makers) == sorted(first) and after == ["logits"]
-    monkeypatch.setattr(suites, "overwrite", lambda *args: asked.append((args[4].carriers[0], args[5])))
+    monkeypatch.setattr(informed, "overwrite", lambda *args: asked.append((args[4].carriers[0], args[5])))
     named = {each.name: each for each in FULL}
     for name in ("overwritten in another layer, 1 epochs", "overwritten with twice the bits, 1 x"):
         named[name].run(model, thief)
@@ -605,7 +606,7 @@ def test_a_suite_is_run_reported_and_gone_on_with(task_files, tmp_path, _here, c
 def test_what_was_attacked_is_not_attacked_again_and_all_its_seconds_count(task_files, tmp_path, _here, monkeypatch):
     def attack_of(run):
         module = types.ModuleType("slow_attacks")
-        module.ATTACKS = (suites.Attack("slow", "modification", run, trains=True),)
+        module.ATTACKS = (Attack("slow", "modification", run, trains=True),)
         monkeypatch.setitem(sys.modules, "slow_attacks", module)
 
     config = _config(task_files, tmp_path / "out", extra="slow_attacks", only="slow", resume=True)
@@ -717,7 +718,7 @@ def test_an_attack_that_fails_ends_no_other(task_files, tmp_path, _here, monkeyp
         raise ZeroDivisionError("by accident")
 
     module = types.ModuleType("failing_attacks")
-    module.ATTACKS = (suites.Attack("fails", "modification", fails),)
+    module.ATTACKS = (Attack("fails", "modification", fails),)
     monkeypatch.setitem(sys.modules, "failing_attacks", module)
     rows = attack.run(_config(task_files, tmp_path / "out", extra="failing_attacks", only="fails|half precision"))[
         "rows"
@@ -725,7 +726,7 @@ def test_an_attack_that_fails_ends_no_other(task_files, tmp_path, _here, monkeyp
     assert [row["survived"] for row in rows] == ["yes", "failed"] and "by accident" in rows[1]["refused"]
     assert "failed: ZeroDivisionError: by accident" in (tmp_path / "out" / "attacks.md").read_text()
     # It is tried again when the suite goes on.
-    module.ATTACKS = (suites.Attack("fails", "modification", lambda model, thief: permute_units(model, thief.seed)),)
+    module.ATTACKS = (Attack("fails", "modification", lambda model, thief: permute_units(model, thief.seed)),)
     config = _config(task_files, tmp_path / "out", extra="failing_attacks", only="fails|half precision", resume=True)
     assert [row["survived"] for row in attack.run(config)["rows"]] == ["yes", "removed"]
 
@@ -738,8 +739,8 @@ def test_what_starts_from_a_failed_attack_has_failed(task_files, tmp_path, _here
 
     module = types.ModuleType("failing_attacks")
     module.ATTACKS = (
-        suites.Attack("fails", "modification", fails),
-        suites.Attack("later", "modification", fails, after="fails"),
+        Attack("fails", "modification", fails),
+        Attack("later", "modification", fails, after="fails"),
     )
     monkeypatch.setitem(sys.modules, "failing_attacks", module)
     config = _config(task_files, tmp_path / "out", extra="failing_attacks", only="later|half precision")

@@ -181,6 +181,25 @@ def order_of_attacks(outcomes: Sequence[Mapping[str, Any]]) -> tuple[int, float]
     return 1, min(evidence(outcome) for outcome in outcomes)
 
 
+def best_adaptive(attacks: Mapping[str, Sequence[Mapping[str, Any]]]) -> str | None:
+    """The attack that stands on top of a table: the best of a thief who knows the method, by `order_of_attacks`.
+
+    Args:
+        attacks: Name -> its outcomes, each with its `family`; an attack that was refused has none and is not among them.
+
+    Returns:
+        Its name; None where no adaptive attack was tried.
+
+    Example:
+
+    >>> outcome = {"accuracy_before": 0.98, "accuracy": 0.97, "weights": {"marked": False, "log10_p_value": -1.0}}
+    >>> best_adaptive({"pruned": [outcome | {"family": "pruning"}], "redrawn": [outcome | {"family": "adaptive"}]})
+    'redrawn'
+    """
+    adaptive = [name for name, outcomes in attacks.items() if outcomes[0]["family"] == "adaptive"]
+    return min(adaptive, key=lambda name: order_of_attacks(attacks[name]), default=None)
+
+
 def _outputs(model: keras.Model, inputs: Any) -> np.ndarray:
     return np.asarray(model.predict(inputs, batch_size=1000, verbose=0), np.float64)
 
