@@ -853,7 +853,7 @@ def test_reviews_are_divided_by_label_and_length(tmp_path):
     """Four carrier classes of two labels, on the way from the flags to the released file."""
     from scripts import train_imdb_lstm
 
-    settings = {"dataset": "synthetic", "sequence_length": 300, "num_tokens": 200, "carriers": "features:32"}
+    settings = {"dataset": "synthetic", "sequence_length": 200, "num_tokens": 200, "carriers": "features:32"}
     settings |= {"subclasses": 2, "num_classes": 4, "strength": 10.0, "num_key_inputs_per_class": 16, "epochs": 1}
     # Few reviews in small batches: an LSTM takes its time.
     settings |= {"holdout": 960, "batch_size": 16, "bidirectional": False}
