@@ -134,11 +134,22 @@ def shuffle_log10_tail(num_matches: int, answers: np.ndarray, labels: np.ndarray
             f"Received: {len(answers)} answers, {num} labels"
         )
     _check_counts(num_matches, num)
+    # The numbers of each class are all that counts, whichever class it is.
+    sizes = sorted(
+        (int(np.count_nonzero(answers == label)), int(np.count_nonzero(labels == label)))
+        for label in set(labels.tolist())
+    )
+    return _shuffle_log10_tail(num_matches, num, tuple(sizes))
+
+
+# Many keys have labels of the same sizes, and a constant answerer gives all of them the same answers.
+@functools.lru_cache(maxsize=1000)
+def _shuffle_log10_tail(num_matches: int, num: int, sizes: tuple[tuple[int, int], ...]) -> float:
+    """`shuffle_log10_tail`, from the numbers of answers and of labels in each class."""
     if num_matches == 0:
         return 0.0
     rooks = [1]
-    for label in sorted(set(labels.tolist())):
-        a, b = (int(np.count_nonzero(values == label)) for values in (answers, labels))
+    for a, b in sizes:
         ways = [math.comb(a, j) * math.comb(b, j) * math.factorial(j) for j in range(min(a, b) + 1)]
         product = [0] * (len(rooks) + len(ways) - 1)
         for i, rook in enumerate(rooks):

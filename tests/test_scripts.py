@@ -839,7 +839,8 @@ def test_the_precision_is_put_back_after_an_error_too(made_up, begun, tmp_path):
 
 def test_at_strength_0_the_marked_model_is_the_twin(made_up, tmp_path):
     """Number for number: what is marked is that model, and nothing else differs in its training."""
-    config = dataclasses.replace(made_up.config, output_dir=str(tmp_path / "run"), strength=0.0, epochs=1)
+    few = {"holdout": 960, "num_key_inputs_per_class": 16, "epochs": 1}
+    config = dataclasses.replace(made_up.config, output_dir=str(tmp_path / "run"), strength=0.0, **few)
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The released model does not carry the mark at the key's level: ")
         patch.setattr("scripts.training._verify_in_fresh_process", verified_here)
