@@ -36,6 +36,9 @@ def overwriting_attacks(all_epochs: Sequence[int]) -> list[Attack]:
 
     Args:
         all_epochs: After how many epochs to look, rising, as in `suite.suite`.
+
+    Returns:
+        One for each strength and number of epochs, one at a falling rate, one in another layer.
     """
 
     def elsewhere(model: keras.Model, thief: Thief, epochs: int) -> keras.Model:

@@ -72,7 +72,8 @@ class Attack:
 
     Example:
 
-    >>> attack = Attack("all weights halved", "modification", lambda model, thief: shake_weights(model, 0.0, thief.seed))
+    >>> from deepsigns_tf.perturbations import shake_weights
+    >>> attack = Attack("weights shaken by 0.1", "modification", lambda model, thief: shake_weights(model, 0.1, thief.seed))
     >>> attack.trains
     False
     """
