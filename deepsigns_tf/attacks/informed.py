@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 
 import keras
@@ -48,7 +49,7 @@ def overwriting_attacks(all_epochs: Sequence[int]) -> list[Attack]:
 
     attacks = []
     first = all_epochs[0]
-    for before, epochs in zip((0, *all_epochs), all_epochs, strict=False):
+    for before, epochs in itertools.pairwise((0, *all_epochs)):
         # The longer the thief trains, the fewer ways are tried.
         for share in (1.0, 3.0) if before else (0.1, 1.0, 3.0):
             run = functools.partial(_overwritten_in_place, relative_strength=share, epochs=epochs - before)
@@ -143,8 +144,8 @@ def adaptive_attacks() -> list[Attack]:
         for layer in thief.carriers:
             makers, takers = kernels_around(model, layer)
             layers += makers + (takers[:1] if and_next else [])
-        recipe, renewed = dataclasses.replace(thief.tenth, falls=falls), tuple(dict.fromkeys(layers))
-        return fine_tune(model, thief.x, thief.y, thief.seed, recipe, new_layers=renewed)
+        recipe = dataclasses.replace(thief.tenth, falls=falls)
+        return fine_tune(model, thief.x, thief.y, thief.seed, recipe, new_layers=tuple(dict.fromkeys(layers)))
 
     ways: dict[str, Callable[..., keras.Model]] = {
         **{
@@ -161,8 +162,7 @@ def adaptive_attacks() -> list[Attack]:
 
     def among_lookalikes(model: keras.Model, thief: Thief, pairs: int) -> keras.Model:
         kinds = {layer.name: type(layer) for layer in as_functional(model).layers}
-        makers = {name for layer in thief.carriers for name in kernels_around(model, layer)[0]}
-        with_kernel = [name for name in makers if kinds.get(name) in WITH_KERNEL]
+        with_kernel = [name for name in makers_of_marks(model, thief) if kinds.get(name) in WITH_KERNEL]
         return add_lookalike_units(model, thief.x, thief.y, thief.seed, with_kernel, pairs)
 
     # A rate that falls regains accuracy that a constant one leaves behind.
@@ -176,6 +176,16 @@ def adaptive_attacks() -> list[Attack]:
         run = functools.partial(among_lookalikes, pairs=pairs)
         attacks.append(Attack(f"units among look-alikes, {2 * pairs} of each", "adaptive", run))
     return attacks
+
+
+def makers_of_marks(model: keras.Model, thief: Thief) -> set[str]:
+    """Names of the layers that make what any marked layer puts out.
+
+    Args:
+        model: The stolen model.
+        thief: Who knows which layers are marked.
+    """
+    return {name for layer in thief.carriers for name in kernels_around(model, layer)[0]}
 
 
 def kernels_around(model: keras.Model, carrier: str) -> tuple[list[str], list[str]]:

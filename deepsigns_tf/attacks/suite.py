@@ -21,7 +21,7 @@ from deepsigns_tf.attacks.fine_tuning import (
     smooth_labels,
 )
 from deepsigns_tf.attacks.graphs import as_functional
-from deepsigns_tf.attacks.informed import adaptive_attacks, kernels_around, overwriting_attacks
+from deepsigns_tf.attacks.informed import adaptive_attacks, makers_of_marks, overwriting_attacks
 from deepsigns_tf.attacks.inputs import (
     ImageChange,
     add_noise,
@@ -126,7 +126,7 @@ def _pruning() -> list[Attack]:
 
 def _fine_tuning(all_epochs: Sequence[int]) -> list[Attack]:
     attacks = []
-    for before, epochs in zip((0, *all_epochs), all_epochs, strict=False):
+    for before, epochs in itertools.pairwise((0, *all_epochs)):
         more = trained_by(fine_tune, epochs - before)
         after = f"fine-tuned, {before} epochs" if before else None
         attacks.append(Attack(f"fine-tuned, {epochs} epochs", "paper", more, trains=True, after=after))
@@ -245,7 +245,7 @@ def _disguised(model: keras.Model, thief: Thief) -> keras.Model:
 
 def _widened(model: keras.Model, thief: Thief, times: int) -> keras.Model:
     """Of the marked layers alone: there it hides the most for what it costs."""
-    makers = {name for layer in thief.carriers for name in kernels_around(model, layer)[0]}
+    makers = makers_of_marks(model, thief)
     halves = {f"{maker}/{half}" for maker in makers for half in ("forward", "backward")}
     return add_idle_units(model, thief.seed, times - 1, makers | halves)
 
