@@ -54,7 +54,7 @@ NETWORK = Network(
             twins_of="default",
         ),
         "triggers": triggers(range(3), dataclasses.replace(OF_TRIGGERS, fine_tuning_epochs=50, overwrites=True)),
-        "families": families(("noise", "blends", "low_density"), 5000, OF_TRIGGERS),
+        "families": families(("noise", "blends", "low_density"), 5000, OF_TRIGGERS, twins_of="search"),
     },
 )
 

@@ -38,7 +38,9 @@ NETWORK = Network(
             twins_of="default",
         ),
         "triggers": triggers(range(3), dataclasses.replace(OF_TRIGGERS, overwrites=True, changes_inputs=False)),
-        "families": families(("tokens", "noise"), 2500, dataclasses.replace(OF_TRIGGERS, changes_inputs=False)),
+        "families": families(
+            ("tokens", "noise"), 2500, dataclasses.replace(OF_TRIGGERS, changes_inputs=False), twins_of="search"
+        ),
     },
 )
 

@@ -103,17 +103,18 @@ def triggers(seeds: range, attacks: Attacks) -> Study:
     return Study(seeds, settings, attacks, num_attacked=1, twins_of="default")
 
 
-def families(names: Sequence[str], holdout: int, attacks: Attacks) -> Study:
+def families(names: Sequence[str], holdout: int, attacks: Attacks, twins_of: str = "families") -> Study:
     """The study "families": which kind of trigger is held best, on held-out training examples.
 
     Args:
         names: Of the kinds.
         holdout: How many examples judge.
         attacks: What the released models go through.
+        twins_of: The study that has the twin: the search, where a network has one.
     """
     shared = {"num_triggers": 100, "carriers": "", "holdout": holdout}
     settings = tuple(shared | {"trigger_family": name} for name in names)
-    return Study(range(100, 101), settings, attacks, twins_of="families")
+    return Study(range(100, 101), settings, attacks, twins_of=twins_of)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -106,7 +106,25 @@ def families_table(results: dict[str, Result], study: str) -> str:
         [f"{first['fine_tuned']['epochs']} epochs of fine-tuning"]
         + [str(row["fine_tuned"]["triggers"]["num_matches"]) for row in runs.values()]
     )
-    return markdown_table(["triggers answered", *runs], rows) + "\n\n" + circumstances(result)
+    best = f"By the rule the best family is: {best_family(result)}." if not result.get("num_missing") else ""
+    return "\n\n".join(filter(None, [markdown_table(["triggers answered", *runs], rows), best, circumstances(result)]))
+
+
+def best_family(result: Result) -> str:
+    """The family that is a network's default, by a rule that was written down when no run of this study was known.
+
+    Of which most triggers are answered, in the mean over all changes of the inputs, which whoever serves a stolen model makes at no
+    cost; over all prunings where inputs cannot be changed. Of two alike the first.
+
+    Args:
+        result: `results/NETWORK_families.json`.
+    """
+
+    def answered(row: dict[str, Any]) -> float:
+        outcomes = row.get("changed_inputs") or row["pruned"]
+        return float(np.mean([outcome["triggers"]["num_matches"] for outcome in outcomes.values()]))
+
+    return str(max(result["rows"], key=answered)["settings"]["trigger_family"])
 
 
 def calibration_table(results: dict[str, Result]) -> str:

@@ -256,8 +256,8 @@ def _verify_in_fresh_process(folder: pathlib.Path, by: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "scripts.verify", f"--by={by}"]
     command += [f"--model={folder / 'marked.keras'}", f"--owner_key={folder / 'owner.key'}", f"--verdict={path}"]
     print("\nVerification of the released file in a fresh process", flush=True)
-    # On the CPU: this process holds the GPU's memory.
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "-1"}
+    # On the CPU: this process holds the GPU's memory. JAX looks for no GPU then, and does not complain that there is none.
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "-1", "JAX_PLATFORMS": "cpu"}
     status = subprocess.run(command, check=False, cwd=pathlib.Path(__file__).parent.parent, env=environment).returncode
     if not path.exists():
         raise RuntimeError(

@@ -442,6 +442,33 @@ def test_families_stand_side_by_side():
         "| blur | 59 | 60 |",
         "| 50 epochs of fine-tuning | 79 | 80 |",
     ]
+    assert lines[8] == "By the rule the best family is: blends."
+    begun = _recorded(*rows) | {"num_missing": 1}
+    assert "By the rule" not in trigger_tables.families_table({"x_families": begun}, "x_families")
+
+
+def test_the_best_family_is_chosen_by_changed_inputs_and_by_pruning_where_they_cannot_change():
+    rows = [_trigger_row(100, 0.97, num) for num in (99, 99)]
+    rows[1]["settings"] = {"seed": 100, "trigger_family": "blends"}
+    assert trigger_tables.best_family({"rows": rows}) == "noise"
+    rows[1]["changed_inputs"]["mirrored"] = {"triggers": {"num_matches": 90}}
+    assert trigger_tables.best_family({"rows": rows}) == "blends"
+    for row in rows:
+        del row["changed_inputs"]
+    rows[0]["pruned"]["0.9"] = {"triggers": {"num_matches": 10}}
+    assert trigger_tables.best_family({"rows": rows}) == "blends"
+
+
+@pytest.mark.parametrize(
+    ("program", "network"),
+    [("mnist_mlp", "mnist"), ("cifar10_cnn", "cnn"), ("cifar10_wrn", "cnn"), ("imdb_lstm", "lstm")],
+)
+def test_the_default_family_is_the_one_that_the_study_chose(program, network):
+    result = tables.recorded().get(f"{network}_families")
+    if not result or result.get("num_missing"):
+        pytest.skip(f"not all families of {network} are recorded yet")
+    config = importlib.import_module(f"scripts.train_{program}").Config
+    assert config(output_dir="x").trigger_family == trigger_tables.best_family(result)
 
 
 def test_calibration_and_power_of_triggers_are_shown():
