@@ -130,12 +130,16 @@ def other_settings(
 
 
 def keep_key(folder: pathlib.Path, new_key: ds.OwnerKey) -> ds.OwnerKey:
-    """The run's owner key: the new one, written to the folder, unless it holds one already."""
+    """The run's owner key: the new one, written to the folder, unless it holds one already.
+
+    Its commitment lies beside it, but for a key that waits for its triggers and will have nothing else.
+    """
     path = folder / "owner.key"
     if not path.exists():
         new_key.save(path)
     key = ds.OwnerKey.load(path)
-    write_atomically(folder / "commitment.txt", f"{key.commitment()}\n".encode())
+    if key.carriers or key.triggers is not None:
+        write_atomically(folder / "commitment.txt", f"{key.commitment()}\n".encode())
     return key
 
 

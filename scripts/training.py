@@ -120,10 +120,8 @@ def _begin(folder: pathlib.Path, config: TrainingConfig, task: Task, new_key: ds
     owner_key = folders.keep_key(folder, new_key)
     if task.data.tokenizer:
         folders.save_model(task.data.tokenizer, folder / "tokenizer.keras")
-    if config.unmarked_epochs or config.fine_tune_epochs:
-        print(
-            "The commitment follows before marking, when the network is there that the key will refer to.", flush=True
-        )
+    if config.unmarked_epochs or config.fine_tune_epochs or not (owner_key.carriers or owner_key.triggers):
+        print("The commitment follows before marking, when the network is there that the key depends on.", flush=True)
     else:
         print(f"Commitment, to publish or time-stamp before training: {owner_key.commitment()}", flush=True)
 

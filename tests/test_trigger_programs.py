@@ -113,6 +113,16 @@ def test_triggers_of_low_density_are_committed_to_when_the_twin_is_there(both, t
     assert key.triggers.family == "low_density" and key.commitment() == result["commitment"]
 
 
+def test_triggers_of_low_density_may_be_the_only_mark(both, tmp_path, capsys):
+    settings = SETTINGS | {"carriers": "", "trigger_family": "low_density", "unmarked_from": str(both[0])}
+    _, result = run("train_mnist_mlp", tmp_path / "run", **settings)
+    printed = capsys.readouterr().out
+    first = printed.index("The commitment follows before marking")
+    second = printed.index(f"Commitment with triggers, to publish before they are trained: {result['commitment']}")
+    assert first < second < printed.index("Training the marked") and "Commitment, to publish" not in printed
+    assert (tmp_path / "run" / "commitment.txt").read_text() == f"{result['commitment']}\n"
+
+
 @pytest.mark.slow
 def test_text_is_marked_with_token_strings(tmp_path):
     settings = {"sequence_length": 32, "num_tokens": 200, "carriers": "features:64", "strength": 10.0}
