@@ -7,7 +7,18 @@ import dataclasses
 import functools
 
 from benchmarks.attacks import OF_TRIGGERS, Attacks
-from benchmarks.studies import FOR_SUITES, Config, Network, Study, families, run, search, triggers, without
+from benchmarks.studies import (
+    FOR_SUITES,
+    Config,
+    Network,
+    Study,
+    families,
+    run,
+    search,
+    trigger_rates,
+    triggers,
+    without,
+)
 from scripts.configs import run_program
 
 # Of the training images the last 5,000 judge.
@@ -55,6 +66,7 @@ NETWORK = Network(
         ),
         "triggers": triggers(range(3), dataclasses.replace(OF_TRIGGERS, fine_tuning_epochs=50, overwrites=True)),
         "families": families(("noise", "blends", "low_density"), 5000, OF_TRIGGERS, twins_of="search"),
+        "trigger_rates": trigger_rates((1, 2, 4, 8), 5000, OF_TRIGGERS),
     },
 )
 

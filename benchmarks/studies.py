@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.attacks import Attacks, attacked
-from scripts.configs import command_line, default_settings, option, result_settings
+from scripts.configs import command_line, option
 from scripts.cores import pool_on_cores
 
 
@@ -117,6 +117,19 @@ def families(names: Sequence[str], holdout: int, attacks: Attacks, twins_of: str
     return Study(range(100, 101), settings, attacks, twins_of=twins_of)
 
 
+def trigger_rates(rates: Sequence[int], holdout: int, attacks: Attacks) -> Study:
+    """The study "trigger_rates": how many triggers a batch the default has, on held-out training examples.
+
+    Args:
+        rates: To compare, rising.
+        holdout: How many examples judge.
+        attacks: What the released models go through.
+    """
+    shared = {"num_triggers": 100, "carriers": "", "holdout": holdout}
+    settings = tuple(shared | {"num_triggers_per_batch": rate} for rate in rates)
+    return Study(range(100, 101), settings, attacks, twins_of="search")
+
+
 @dataclasses.dataclass(frozen=True)
 class Network:
     """A network's program and its studies.
@@ -211,7 +224,7 @@ def _begun(path: pathlib.Path, network: Network, config: Config) -> dict[tuple[i
         here = any(pathlib.Path(each.output_dir).exists() for each in settings)
         if not here and len(of_seed) == len(settings):
             for number, (row, each) in enumerate(zip(of_seed, settings, strict=True)):
-                _check_settings(row, each, path)
+                _check_settings(row, each, _program(network, network.studies[config.study]), path)
                 rows[number, seed] = row
     return rows
 
@@ -236,12 +249,15 @@ def _program(network: Network, study: Study) -> Any:
     return importlib.import_module(study.program or network.program)
 
 
-def _check_settings(row: dict[str, Any], settings: Any, path: pathlib.Path) -> None:
-    # A setting that there was not yet had its default's effect.
-    if default_settings(type(settings)) | row["settings"] != result_settings(settings):
+def _check_settings(row: dict[str, Any], settings: Any, program: Any, path: pathlib.Path) -> None:
+    from scripts.folders import other_settings
+
+    recorded = {"program": program.__name__, **row["settings"]}
+    other = other_settings(settings, program.__name__, recorded)
+    if other:
         raise ValueError(
-            f"This row was measured with other settings. Expected {result_settings(settings)}. "
-            f"Received: {row['settings']} in {path}; remove it to measure it again"
+            f"This row was measured with other settings. Expected {other}. "
+            f"Received: { {name: recorded.get(name) for name in other} } in {path}; remove it to measure it again"
         )
 
 
@@ -250,14 +266,14 @@ def _run(network: Network, config: Config, number: int, seed: int) -> dict[str, 
 
     study = network.studies[config.study]
     settings = _settings(network, config, number, seed)
-    if settings.unmarked_from:
-        _wait_for_twin(settings.unmarked_from)
     program, folder = _program(network, study), pathlib.Path(settings.output_dir)
     path = folder / "row.json"
     if path.exists():
         row = dict(json.loads(path.read_text()))
-        _check_settings(row, settings, path)
+        _check_settings(row, settings, program, path)
     else:
+        if settings.unmarked_from:
+            _wait_for_twin(settings.unmarked_from)
         row = _row(program.run(settings))
         write_json(path, row)
     if study.attacks and number < (study.num_attacked or len(study.settings)):

@@ -86,7 +86,22 @@ def robustness_table(results: dict[str, Result], study: str) -> str:
 def families_table(results: dict[str, Result], study: str) -> str:
     """One row an attack, one column a family: triggers answered, on held-out training examples."""
     result = results[study]
-    runs = {row["settings"]["trigger_family"]: row for row in result["rows"]}
+    sentence = ""
+    if "changed_inputs" in result["rows"][0] and not result.get("num_missing"):
+        better = ", ".join(better_than_noise(result)) or "none"
+        sentence = f"Answered better than noise in more than half of the rows of changed inputs: {better}."
+    return _side_by_side(result, "trigger_family", sentence)
+
+
+def rates_table(results: dict[str, Result], study: str) -> str:
+    """One row an attack, one column a number of triggers in each batch: triggers answered, on held-out training examples."""
+    result = results[study]
+    chosen = "" if result.get("num_missing") else f"By the rule: {chosen_rate(result)} a batch."
+    return _side_by_side(result, "num_triggers_per_batch", chosen)
+
+
+def _side_by_side(result: Result, setting: str, sentence: str) -> str:
+    runs = {str(row["settings"][setting]): row for row in result["rows"]}
     first = result["rows"][0]
     rows = [
         ["accuracy, % (difference)"]
@@ -106,25 +121,38 @@ def families_table(results: dict[str, Result], study: str) -> str:
         [f"{first['fine_tuned']['epochs']} epochs of fine-tuning"]
         + [str(row["fine_tuned"]["triggers"]["num_matches"]) for row in runs.values()]
     )
-    best = f"By the rule the best family is: {best_family(result)}." if not result.get("num_missing") else ""
-    return "\n\n".join(filter(None, [markdown_table(["triggers answered", *runs], rows), best, circumstances(result)]))
+    table = markdown_table(["triggers answered", *runs], rows)
+    return "\n\n".join(filter(None, [table, sentence, circumstances(result)]))
 
 
-def best_family(result: Result) -> str:
-    """The family that is a network's default, by a rule that was written down when no run of this study was known.
-
-    Of which most triggers are answered, in the mean over all changes of the inputs, which whoever serves a stolen model makes at no
-    cost; over all prunings where inputs cannot be changed. Of two alike the first.
+def chosen_rate(result: Result) -> int:
+    """The fewest triggers a batch with which all are answered, when released and after fine-tuning; the most if none are enough.
 
     Args:
-        result: `results/NETWORK_families.json`.
+        result: `results/NETWORK_trigger_rates.json`.
+    """
+    enough = [
+        row["settings"]["num_triggers_per_batch"]
+        for row in result["rows"]
+        if row["triggers"]["num_matches"]["marked"]
+        == row["fine_tuned"]["triggers"]["num_matches"]
+        == row["triggers"]["num_triggers"]
+    ]
+    return int(min(enough or [max(row["settings"]["num_triggers_per_batch"] for row in result["rows"])]))
+
+
+def better_than_noise(result: Result) -> list[str]:
+    """The families that may take noise's place as the default, if they may for the MLP and the CNN both.
+
+    Args:
+        result: `results/NETWORK_families.json`, of images.
     """
 
-    def answered(row: dict[str, Any]) -> float:
-        outcomes = row.get("changed_inputs") or row["pruned"]
-        return float(np.mean([outcome["triggers"]["num_matches"] for outcome in outcomes.values()]))
+    def answered(row: dict[str, Any]) -> np.ndarray:
+        return np.asarray([outcome["triggers"]["num_matches"] for outcome in row["changed_inputs"].values()])
 
-    return str(max(result["rows"], key=answered)["settings"]["trigger_family"])
+    runs = {row["settings"]["trigger_family"]: answered(row) for row in result["rows"]}
+    return [family for family, matches in runs.items() if np.mean(matches > runs["noise"]) > 0.5]
 
 
 def calibration_table(results: dict[str, Result]) -> str:

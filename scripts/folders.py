@@ -34,6 +34,9 @@ OF_THE_MARK = {
     "unmarked_epochs",
 }
 
+# What changes nothing where there are no triggers.
+_OF_TRIGGERS = {"num_triggers_per_batch", "trigger_family"}
+
 
 def claim(folder: pathlib.Path, config: Any, program: str, num_parameters: int) -> None:
     """Makes the folder a run's own, or finds it to be so.
@@ -126,7 +129,10 @@ def other_settings(
     # A setting that there was not yet had its default's effect.
     defaults = default_settings(type(config)) if recorded.get("program") == program else {}
     names = sorted((recorded.keys() | settings.keys()) - ignored)
-    return {name: settings.get(name) for name in names if settings.get(name) != recorded.get(name, defaults.get(name))}
+    other = {name: settings.get(name) for name in names if settings.get(name) != recorded.get(name, defaults.get(name))}
+    if settings.get("num_triggers") == 0 and "num_triggers" not in other:
+        other = {name: value for name, value in other.items() if name not in _OF_TRIGGERS}
+    return other
 
 
 def keep_key(folder: pathlib.Path, new_key: ds.OwnerKey) -> ds.OwnerKey:

@@ -442,33 +442,50 @@ def test_families_stand_side_by_side():
         "| blur | 59 | 60 |",
         "| 50 epochs of fine-tuning | 79 | 80 |",
     ]
-    assert lines[8] == "By the rule the best family is: blends."
+    assert lines[8] == "Answered better than noise in more than half of the rows of changed inputs: blends."
     begun = _recorded(*rows) | {"num_missing": 1}
-    assert "By the rule" not in trigger_tables.families_table({"x_families": begun}, "x_families")
-
-
-def test_the_best_family_is_chosen_by_changed_inputs_and_by_pruning_where_they_cannot_change():
-    rows = [_trigger_row(100, 0.97, num) for num in (99, 99)]
-    rows[1]["settings"] = {"seed": 100, "trigger_family": "blends"}
-    assert trigger_tables.best_family({"rows": rows}) == "noise"
-    rows[1]["changed_inputs"]["mirrored"] = {"triggers": {"num_matches": 90}}
-    assert trigger_tables.best_family({"rows": rows}) == "blends"
+    assert "than noise" not in trigger_tables.families_table({"x_families": begun}, "x_families")
+    for row in rows:
+        row["changed_inputs"]["mirrored"] = {"triggers": {"num_matches": 90}}
+    lines = trigger_tables.families_table({"x_families": _recorded(*rows)}, "x_families").splitlines()
+    assert lines[9] == "Answered better than noise in more than half of the rows of changed inputs: none."
     for row in rows:
         del row["changed_inputs"]
-    rows[0]["pruned"]["0.9"] = {"triggers": {"num_matches": 10}}
-    assert trigger_tables.best_family({"rows": rows}) == "blends"
+    assert "than noise" not in trigger_tables.families_table({"x_families": _recorded(*rows)}, "x_families")
 
 
-@pytest.mark.parametrize(
-    ("program", "network"),
-    [("mnist_mlp", "mnist"), ("cifar10_cnn", "cnn"), ("cifar10_wrn", "cnn"), ("imdb_lstm", "lstm")],
-)
-def test_the_default_family_is_the_one_that_the_study_chose(program, network):
-    result = tables.recorded().get(f"{network}_families")
+def test_the_fewest_triggers_a_batch_that_are_enough_are_chosen():
+    rows = [_trigger_row(100, 0.98, 100), _trigger_row(100, 0.97, 100)]
+    for row, rate in zip(rows, (2, 8), strict=True):
+        row["settings"] = {"seed": 100, "num_triggers_per_batch": rate}
+    # None is answered wholly after fine-tuning.
+    assert trigger_tables.chosen_rate(_recorded(*rows)) == 8
+    for row in rows:
+        row["fine_tuned"]["triggers"]["num_matches"] = 100
+    lines = trigger_tables.rates_table({"x": _recorded(*rows)}, "x").splitlines()
+    assert lines[0] == "| triggers answered | 2 | 8 |" and "By the rule: 2 a batch." in lines
+    rows[0]["triggers"]["num_matches"]["marked"] = 99
+    assert trigger_tables.chosen_rate(_recorded(*rows)) == 8
+    assert "By the rule" not in trigger_tables.rates_table({"x": _recorded(*rows) | {"num_missing": 1}}, "x")
+
+
+def test_the_default_number_of_triggers_a_batch_is_the_one_that_the_study_chose():
+    result = tables.recorded().get("cnn_trigger_rates")
     if not result or result.get("num_missing"):
-        pytest.skip(f"not all families of {network} are recorded yet")
+        pytest.skip("the study `trigger_rates` is not recorded yet")
+    config = importlib.import_module("scripts.train_cifar10_cnn").Config
+    assert config(output_dir="x").num_triggers_per_batch == trigger_tables.chosen_rate(result)
+
+
+@pytest.mark.parametrize("program", ["mnist_mlp", "cifar10_cnn", "cifar10_wrn"])
+def test_noise_is_the_default_unless_another_family_does_better_in_both_networks(program):
+    results = [tables.recorded().get(f"{network}_families") for network in ("mnist", "cnn")]
+    better = [set(trigger_tables.better_than_noise(each)) for each in results if each and not each.get("num_missing")]
+    if not better or (len(better) < 2 and better[0]):
+        pytest.skip("what the studies `families` say is not recorded yet")
+    (default,) = set.intersection(*better) or {"noise"}
     config = importlib.import_module(f"scripts.train_{program}").Config
-    assert config(output_dir="x").trigger_family == trigger_tables.best_family(result)
+    assert config(output_dir="x").trigger_family == default
 
 
 def test_calibration_and_power_of_triggers_are_shown():

@@ -559,6 +559,20 @@ def test_a_run_is_not_resumed_with_other_settings(train, finished, quick):
     assert contents(finished.folder) == before
 
 
+def test_the_kind_of_trigger_tells_runs_apart_only_where_there_are_triggers(train):
+    from scripts import folders
+    from scripts.configs import result_settings
+
+    def other(num_triggers, num_recorded):
+        recorded = {"program": "p", **result_settings(train.Config("", num_triggers=num_recorded))}
+        config = train.Config("", num_triggers=num_triggers, trigger_family="blends", num_triggers_per_batch=2)
+        return folders.other_settings(config, "p", recorded)
+
+    of_triggers = {"trigger_family": "blends", "num_triggers_per_batch": 2}
+    assert other(0, 0) == {} and other(20, 20) == of_triggers
+    assert other(0, 20) == {"num_triggers": 0} | of_triggers and other(20, 0) == {"num_triggers": 20} | of_triggers
+
+
 def test_resuming_a_finished_run_trains_nothing(train, finished, quick, begun):
     kept = ("owner.key", "marked.keras", "unmarked.keras", "marked.csv", "unmarked.csv", "config.json")
     before = contents(finished.folder, *kept)
