@@ -155,12 +155,8 @@ def _marked(
     if owner_key.reference is not None:
         _check_reference(folder, owner_key)
     start = _begun(folder, config, task)
-    if start is not None and owner_key.reference is None:
-        on_chief(strategy, lambda: _begin_with_reference(folder, owner_key))
-        owner_key = ds.OwnerKey.load(folder / "owner.key")
-    if config.num_triggers and owner_key.triggers is None:
-        on_chief(strategy, lambda: _begin_with_triggers(folder, config, task, owner_key, unmarked))
-        owner_key = ds.OwnerKey.load(folder / "owner.key")
+    on_chief(strategy, lambda: _complete_key(folder, config, task, unmarked))
+    owner_key = ds.OwnerKey.load(folder / "owner.key")
     if not path.exists():
         with fresh_start(config), strategy.scope():
             model = marked_model(config, task, owner_key)
@@ -213,21 +209,20 @@ def _check_reference(folder: pathlib.Path, owner_key: ds.OwnerKey) -> None:
         )
 
 
-def _begin_with_reference(folder: pathlib.Path, owner_key: ds.OwnerKey) -> None:
-    """Lets the key refer to the network that marking starts from, and commits anew, before it is marked."""
-    owner_key.with_reference(folder / "reference.keras").save(folder / "owner.key")
-    owner_key = folders.keep_key(folder, owner_key)
-    print(f"Commitment with the reference, to publish before marking: {owner_key.commitment()}", flush=True)
-
-
-def _begin_with_triggers(
-    folder: pathlib.Path, config: TrainingConfig, task: Task, owner_key: ds.OwnerKey, unmarked: keras.Model
-) -> None:
-    """Adds the triggers that a trained model was needed for, and commits anew, before any model sees them."""
-    owner_key = add_triggers(owner_key, config, task, unmarked)
-    owner_key.save(folder / "owner.key")
-    folders.keep_key(folder, owner_key)
-    print(f"Commitment with triggers, to publish before they are trained: {owner_key.commitment()}", flush=True)
+def _complete_key(folder: pathlib.Path, config: TrainingConfig, task: Task, unmarked: keras.Model) -> None:
+    """Adds to the key what trained networks were needed for, and commits anew, before any model is marked."""
+    owner_key, added = ds.OwnerKey.load(folder / "owner.key"), []
+    if owner_key.reference is None and (folder / "reference.keras").exists():
+        owner_key = owner_key.with_reference(folder / "reference.keras")
+        added.append("the reference")
+    if owner_key.triggers is None and config.num_triggers:
+        owner_key = add_triggers(owner_key, config, task, unmarked)
+        added.append("triggers")
+    if added:
+        owner_key.save(folder / "owner.key")
+        folders.keep_key(folder, owner_key)
+        text = f"Commitment with {' and '.join(added)}, to publish before marking: {owner_key.commitment()}"
+        print(text, flush=True)
 
 
 def _take_statistics_anew(

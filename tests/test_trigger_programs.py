@@ -106,19 +106,20 @@ def test_triggers_of_low_density_are_committed_to_when_the_twin_is_there(both, t
     _, result = run("train_mnist_mlp", tmp_path / "run", **settings)
     printed = capsys.readouterr().out
     first = printed.index("Commitment, to publish")
-    second = printed.index(f"Commitment with triggers, to publish before they are trained: {result['commitment']}")
+    second = printed.index(f"Commitment with triggers, to publish before marking: {result['commitment']}")
     assert first < second < printed.index("Training the marked")
     assert result["triggers"]["verdict"]["num_matches"] >= 8
     key = ds.OwnerKey.load(tmp_path / "run" / "owner.key")
     assert key.triggers.family == "low_density" and key.commitment() == result["commitment"]
 
 
-def test_triggers_of_low_density_may_be_the_only_mark(both, tmp_path, capsys):
+@pytest.mark.parametrize("unmarked_epochs", [0, 1])
+def test_triggers_of_low_density_may_be_the_only_mark(both, tmp_path, capsys, unmarked_epochs):
     settings = SETTINGS | {"carriers": "", "trigger_family": "low_density", "unmarked_from": str(both[0])}
-    _, result = run("train_mnist_mlp", tmp_path / "run", **settings)
-    printed = capsys.readouterr().out
+    _, result = run("train_mnist_mlp", tmp_path / "run", unmarked_epochs=unmarked_epochs, **settings)
+    printed, added = capsys.readouterr().out, "the reference and triggers" if unmarked_epochs else "triggers"
     first = printed.index("The commitment follows before marking")
-    second = printed.index(f"Commitment with triggers, to publish before they are trained: {result['commitment']}")
+    second = printed.index(f"Commitment with {added}, to publish before marking: {result['commitment']}")
     assert first < second < printed.index("Training the marked") and "Commitment, to publish" not in printed
     assert (tmp_path / "run" / "commitment.txt").read_text() == f"{result['commitment']}\n"
 
