@@ -1,7 +1,7 @@
 """Trains a wide residual network on CIFAR-10 with and without a mark, releases it, and proves the mark.
 
     python -m scripts.train_cifar10_wrn --output_dir=runs/wrn
-    python -m scripts.train_cifar10_wrn --output_dir=runs/made_up --dataset=synthetic --epochs=2 --depth=10 --width=1
+    python -m scripts.train_cifar10_wrn --output_dir=runs/made_up --dataset=synthetic --epochs=2 --depth=10
 
 `scripts/training.py` says what the folder then holds.
 """
