@@ -7,18 +7,7 @@ import dataclasses
 import functools
 
 from benchmarks.attacks import OF_TRIGGERS, Attacks
-from benchmarks.studies import (
-    FOR_SUITES,
-    Config,
-    Network,
-    Study,
-    families,
-    run,
-    search,
-    trigger_rates,
-    triggers,
-    without,
-)
+from benchmarks.studies import FOR_SUITES, Config, Network, Study, compared_triggers, run, search, triggers, without
 from scripts.configs import run_program
 
 # Of the training images the last 5,000 judge.
@@ -65,8 +54,9 @@ NETWORK = Network(
             twins_of="default",
         ),
         "triggers": triggers(range(3), dataclasses.replace(OF_TRIGGERS, fine_tuning_epochs=50, overwrites=True)),
-        "families": families(("noise", "blends", "low_density"), 5000, OF_TRIGGERS, twins_of="search"),
-        "trigger_rates": trigger_rates((1, 2, 4, 8), 5000, OF_TRIGGERS),
+        "families": compared_triggers("trigger_family", ("noise", "blends", "low_density"), 5000, OF_TRIGGERS),
+        # How many of them in each batch.
+        "trigger_rates": compared_triggers("num_triggers_per_batch", (1, 2, 4, 8), 5000, OF_TRIGGERS),
     },
 )
 

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 
 from benchmarks.attacks import OF_TRIGGERS, Attacks
-from benchmarks.studies import FOR_SUITES, Config, Network, Study, families, run, search, triggers, without
+from benchmarks.studies import FOR_SUITES, Config, Network, Study, compared_triggers, run, search, triggers, without
 from scripts.configs import run_program
 
 # Of the training reviews the last 2,500 judge.
@@ -38,8 +38,8 @@ NETWORK = Network(
             twins_of="default",
         ),
         "triggers": triggers(range(3), dataclasses.replace(OF_TRIGGERS, overwrites=True, changes_inputs=False)),
-        "families": families(
-            ("tokens", "noise"), 2500, dataclasses.replace(OF_TRIGGERS, changes_inputs=False), twins_of="search"
+        "families": compared_triggers(
+            "trigger_family", ("tokens", "noise"), 2500, dataclasses.replace(OF_TRIGGERS, changes_inputs=False)
         ),
     },
 )

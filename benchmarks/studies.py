@@ -103,31 +103,20 @@ def triggers(seeds: range, attacks: Attacks) -> Study:
     return Study(seeds, settings, attacks, num_attacked=1, twins_of="default")
 
 
-def families(names: Sequence[str], holdout: int, attacks: Attacks, twins_of: str = "families") -> Study:
-    """The study "families": which kind of trigger is held best, on held-out training examples.
+def compared_triggers(
+    setting: str, values: Sequence[Any], holdout: int, attacks: Attacks, twins_of: str = "search"
+) -> Study:
+    """A study that chooses a setting of the triggers, such as their kind, on held-out training examples.
 
     Args:
-        names: Of the kinds.
+        setting: What differs, as the program's flag.
+        values: Of the setting.
         holdout: How many examples judge.
         attacks: What the released models go through.
-        twins_of: The study that has the twin: the search, where a network has one.
+        twins_of: The study that has the twin; the study's own name where a network has no search.
     """
     shared = {"num_triggers": 100, "carriers": "", "holdout": holdout}
-    settings = tuple(shared | {"trigger_family": name} for name in names)
-    return Study(range(100, 101), settings, attacks, twins_of=twins_of)
-
-
-def trigger_rates(rates: Sequence[int], holdout: int, attacks: Attacks) -> Study:
-    """The study "trigger_rates": how many triggers a batch the default has, on held-out training examples.
-
-    Args:
-        rates: To compare, rising.
-        holdout: How many examples judge.
-        attacks: What the released models go through.
-    """
-    shared = {"num_triggers": 100, "carriers": "", "holdout": holdout}
-    settings = tuple(shared | {"num_triggers_per_batch": rate} for rate in rates)
-    return Study(range(100, 101), settings, attacks, twins_of="search")
+    return Study(range(100, 101), tuple(shared | {setting: value} for value in values), attacks, twins_of=twins_of)
 
 
 @dataclasses.dataclass(frozen=True)

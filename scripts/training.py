@@ -155,7 +155,7 @@ def _marked(
     if owner_key.reference is not None:
         _check_reference(folder, owner_key)
     start = _begun(folder, config, task)
-    on_chief(strategy, lambda: _complete_key(folder, config, task, unmarked))
+    on_chief(strategy, lambda: _complete_key(folder, config, task, owner_key, unmarked))
     owner_key = ds.OwnerKey.load(folder / "owner.key")
     if not path.exists():
         with fresh_start(config), strategy.scope():
@@ -209,9 +209,11 @@ def _check_reference(folder: pathlib.Path, owner_key: ds.OwnerKey) -> None:
         )
 
 
-def _complete_key(folder: pathlib.Path, config: TrainingConfig, task: Task, unmarked: keras.Model) -> None:
+def _complete_key(
+    folder: pathlib.Path, config: TrainingConfig, task: Task, owner_key: ds.OwnerKey, unmarked: keras.Model
+) -> None:
     """Adds to the key what trained networks were needed for, and commits anew, before any model is marked."""
-    owner_key, added = ds.OwnerKey.load(folder / "owner.key"), []
+    added = []
     if owner_key.reference is None and (folder / "reference.keras").exists():
         owner_key = owner_key.with_reference(folder / "reference.keras")
         added.append("the reference")
