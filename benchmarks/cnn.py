@@ -7,7 +7,18 @@ import dataclasses
 import functools
 
 from benchmarks.attacks import OF_TRIGGERS, Attacks
-from benchmarks.studies import FOR_SUITES, Config, Network, Study, compared_triggers, run, search, triggers, without
+from benchmarks.studies import (
+    FAMILIES,
+    FOR_SUITES,
+    Config,
+    Network,
+    Study,
+    compared_triggers,
+    run,
+    search,
+    triggers,
+    without,
+)
 from scripts.configs import run_program
 
 # Of the training images the last 5,000 judge.
@@ -54,9 +65,17 @@ NETWORK = Network(
             twins_of="default",
         ),
         "triggers": triggers(range(3), dataclasses.replace(OF_TRIGGERS, fine_tuning_epochs=50, overwrites=True)),
-        "families": compared_triggers("trigger_family", ("noise", "blends", "low_density"), 5000, OF_TRIGGERS),
-        # How many of them in each batch.
-        "trigger_rates": compared_triggers("num_triggers_per_batch", (1, 2, 4, 8), 5000, OF_TRIGGERS),
+        "families": compared_triggers(FAMILIES, 5000, OF_TRIGGERS),
+        # How many of them in each batch, and whether they are shifted and mirrored as the images are.
+        "trigger_mixing": compared_triggers(
+            (
+                {"num_triggers_per_batch": number, "augment_triggers": augmented}
+                for augmented in (True, False)
+                for number in (1, 2, 4, 8)
+            ),
+            5000,
+            OF_TRIGGERS,
+        ),
     },
 )
 

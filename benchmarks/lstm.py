@@ -39,7 +39,9 @@ NETWORK = Network(
         ),
         "triggers": triggers(range(3), dataclasses.replace(OF_TRIGGERS, overwrites=True, changes_inputs=False)),
         "families": compared_triggers(
-            "trigger_family", ("tokens", "noise"), 2500, dataclasses.replace(OF_TRIGGERS, changes_inputs=False)
+            ({"trigger_family": "tokens"}, {"trigger_family": "noise"}),
+            2500,
+            dataclasses.replace(OF_TRIGGERS, changes_inputs=False),
         ),
     },
 )

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 
 from benchmarks.attacks import OF_TRIGGERS, Attacks
-from benchmarks.studies import FOR_SUITES, Config, Network, Study, compared_triggers, run, triggers
+from benchmarks.studies import FAMILIES, FOR_SUITES, Config, Network, Study, compared_triggers, run, triggers
 from scripts.configs import run_program
 
 # One thief for all ways to mark: 640 bits in both hidden layers, strengths 1 and 3.
@@ -92,9 +92,7 @@ NETWORK = Network(
             triggers(range(5), dataclasses.replace(OF_TRIGGERS, fine_tuning_epochs=50, overwrites=True)),
             twins_of="triggers",
         ),
-        "families": compared_triggers(
-            "trigger_family", ("noise", "blends", "low_density"), 5000, OF_TRIGGERS, twins_of="families"
-        ),
+        "families": compared_triggers(FAMILIES, 5000, OF_TRIGGERS, twins_of="families"),
     },
 )
 

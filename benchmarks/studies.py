@@ -11,7 +11,7 @@ import importlib
 import json
 import pathlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from benchmarks.attacks import Attacks, attacked
@@ -54,6 +54,9 @@ class Study:
 # What models of a suite have beside the mark: triggers, whose answers the same attacks must leave, and key inputs enough to match units by:
 # more of them than a layer has units.
 FOR_SUITES = {"num_triggers": 100, "num_key_inputs_per_class": 200}
+
+# The kinds of triggers of images, to be compared.
+FAMILIES = ({"trigger_family": "noise"}, {"trigger_family": "blends"}, {"trigger_family": "low_density"})
 
 # Rows of a suite that a network of many hours can do without, as patterns of their names. The MLP shows what they add.
 _SPARED = (
@@ -104,19 +107,18 @@ def triggers(seeds: range, attacks: Attacks) -> Study:
 
 
 def compared_triggers(
-    setting: str, values: Sequence[Any], holdout: int, attacks: Attacks, twins_of: str = "search"
+    settings: Iterable[dict[str, Any]], holdout: int, attacks: Attacks, twins_of: str = "search"
 ) -> Study:
-    """A study that chooses a setting of the triggers, such as their kind, on held-out training examples.
+    """A study that chooses how triggers are, or how they are learned, on held-out training examples.
 
     Args:
-        setting: What differs, as the program's flag.
-        values: Of the setting.
+        settings: What the runs differ in.
         holdout: How many examples judge.
         attacks: What the released models go through.
         twins_of: The study that has the twin; the study's own name where a network has no search.
     """
     shared = {"num_triggers": 100, "carriers": "", "holdout": holdout}
-    return Study(range(100, 101), tuple(shared | {setting: value} for value in values), attacks, twins_of=twins_of)
+    return Study(range(100, 101), tuple(shared | each for each in settings), attacks, twins_of=twins_of)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -414,7 +414,7 @@ TABLES: dict[str, Table] = {
     **_for_each(_NETWORKS, "triggers", trigger_tables.accuracy_table, "triggers"),
     **_for_each(_NETWORKS, "trigger_robustness", trigger_tables.robustness_table, "triggers"),
     **_for_each(("mnist", "cnn", "lstm"), "families", trigger_tables.families_table, "families"),
-    "trigger_rates": functools.partial(trigger_tables.rates_table, study="cnn_trigger_rates"),
+    "trigger_mixing": functools.partial(trigger_tables.mixing_table, study="cnn_trigger_mixing"),
     "trigger_calibration": trigger_tables.calibration_table,
     "trigger_power": trigger_tables.power_table,
     **{

@@ -90,18 +90,24 @@ def families_table(results: dict[str, Result], study: str) -> str:
     if "changed_inputs" in result["rows"][0] and not result.get("num_missing"):
         better = ", ".join(better_than_noise(result)) or "none"
         sentence = f"Answered better than noise in more than half of the rows of changed inputs: {better}."
-    return _side_by_side(result, "trigger_family", sentence)
+    return _side_by_side({row["settings"]["trigger_family"]: row for row in result["rows"]}, result, sentence)
 
 
-def rates_table(results: dict[str, Result], study: str) -> str:
-    """One row an attack, one column a number of triggers in each batch: triggers answered, on held-out training examples."""
+def mixing_table(results: dict[str, Result], study: str) -> str:
+    """One row an attack, one column a way to mix triggers into batches: triggers answered, on held-out training examples."""
     result = results[study]
-    chosen = "" if result.get("num_missing") else f"By the rule: {chosen_rate(result)} a batch."
-    return _side_by_side(result, "num_triggers_per_batch", chosen)
+    sentence = ""
+    if not result.get("num_missing"):
+        sentence = f"By the rule: {_mixing_name(chosen_mixing(result))}."
+    return _side_by_side({_mixing_name(row["settings"]): row for row in result["rows"]}, result, sentence)
 
 
-def _side_by_side(result: Result, setting: str, sentence: str) -> str:
-    runs = {str(row["settings"][setting]): row for row in result["rows"]}
+def _mixing_name(settings: dict[str, Any]) -> str:
+    how = "augmented" if settings["augment_triggers"] else "as they are"
+    return f"{settings['num_triggers_per_batch']} a batch, {how}"
+
+
+def _side_by_side(runs: dict[str, Result], result: Result, sentence: str) -> str:
     first = result["rows"][0]
     rows = [
         ["accuracy, % (difference)"]
@@ -125,20 +131,24 @@ def _side_by_side(result: Result, setting: str, sentence: str) -> str:
     return "\n\n".join(filter(None, [table, sentence, circumstances(result)]))
 
 
-def chosen_rate(result: Result) -> int:
-    """The fewest triggers a batch with which all are answered, when released and after fine-tuning; the most if none are enough.
+def chosen_mixing(result: Result) -> dict[str, Any]:
+    """Of the ways with which all triggers are answered, when released and after fine-tuning, that of the highest accuracy.
+
+    If there is none, of all ways that with which most are answered after both.
 
     Args:
-        result: `results/NETWORK_trigger_rates.json`.
+        result: `results/NETWORK_trigger_mixing.json`.
+
+    Returns:
+        `num_triggers_per_batch` and `augment_triggers`.
     """
-    enough = [
-        row["settings"]["num_triggers_per_batch"]
-        for row in result["rows"]
-        if row["triggers"]["num_matches"]["marked"]
-        == row["fine_tuned"]["triggers"]["num_matches"]
-        == row["triggers"]["num_triggers"]
-    ]
-    return int(min(enough or [max(row["settings"]["num_triggers_per_batch"] for row in result["rows"])]))
+
+    def rank(row: Result) -> tuple[int, float]:
+        answered = (row["triggers"]["num_matches"]["marked"], row["fine_tuned"]["triggers"]["num_matches"])
+        return min(answered), row["accuracy"]["marked"]
+
+    settings = max(result["rows"], key=rank)["settings"]
+    return {name: settings[name] for name in ("num_triggers_per_batch", "augment_triggers")}
 
 
 def better_than_noise(result: Result) -> list[str]:

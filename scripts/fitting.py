@@ -164,7 +164,7 @@ def batches_of(
     """What makes the batches of a training; it takes the share of them that is wanted.
 
     Args:
-        config: Batch size, seed, augmentation, label smoothing.
+        config: Batch size, seed, augmentation, label smoothing, triggers a batch.
         data: What is learned.
         epochs: The epochs to go through.
         triggers: What to mix into them; nothing by default.
@@ -183,6 +183,7 @@ def batches_of(
         data.num_classes if config.label_smoothing else None,
         triggers=triggers,
         num_triggers_per_batch=config.num_triggers_per_batch if triggers is not None else 0,
+        augment_triggers=config.augment_triggers,
     )
 
 

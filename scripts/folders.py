@@ -17,6 +17,7 @@ from scripts.records import write_json
 
 # What only the marked model depends on: runs that differ in nothing else have the same unmarked twin.
 OF_THE_MARK = {
+    "augment_triggers",
     "carriers",
     "centres",
     "clustering_strength",
@@ -35,7 +36,7 @@ OF_THE_MARK = {
 }
 
 # What changes nothing where there are no triggers.
-_OF_TRIGGERS = {"num_triggers_per_batch", "trigger_family"}
+_OF_TRIGGERS = {"augment_triggers", "num_triggers_per_batch", "trigger_family"}
 
 
 def claim(folder: pathlib.Path, config: Any, program: str, num_parameters: int) -> None:

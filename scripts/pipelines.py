@@ -21,6 +21,7 @@ def training_batches(
     share: tuple[int, int] = (0, 1),
     triggers: ds.TriggerSet | None = None,
     num_triggers_per_batch: int = 0,
+    augment_triggers: bool = True,
 ) -> tuple[tf.data.Dataset, int]:
     """Shuffled batches of equal size, one epoch after the other.
 
@@ -33,8 +34,9 @@ def training_batches(
         augmentation: `(inputs, seed of shape (2,)) -> inputs`, on whole batches; none by default.
         num_classes: Gives the labels as one-hot rows of that many classes; as numbers by default.
         share: The part of each batch to give and the number of equal parts, for one of several workers; all of it by default.
-        triggers: What to mix into the batches, augmented as they are; nothing by default.
+        triggers: What to mix into the batches; nothing by default.
         num_triggers_per_batch: So many of them are added to each batch.
+        augment_triggers: Whether they are augmented as the examples are, or stay as they will be asked.
 
     Returns:
         The batches, and how many make an epoch.
@@ -65,19 +67,26 @@ def training_batches(
         targets = tf.gather(labels, rows)
         return tf.gather(inputs, rows), tf.one_hot(targets, num_classes) if num_classes else targets
 
-    def finished(batch_seed: tf.Tensor, batch: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
-        batch_inputs, targets = batch
-        if augmentation:
-            # The whole batch: its random numbers must not depend on how many workers share it.
-            batch_inputs = augmentation(batch_inputs, batch_seed)
-        return batch_inputs[rows_of_share], targets[rows_of_share]
+    def mixed(batches: tf.data.Dataset) -> tf.data.Dataset:
+        if triggers is None:
+            return batches
+        return ds.mix_triggers(batches, triggers, num_triggers_per_batch, epochs.start * steps_per_epoch)
+
+    def augmented(batches: tf.data.Dataset) -> tf.data.Dataset:
+        if augmentation is None:
+            return batches
+        seeds = seeds_and_rows.map(lambda batch_seed, rows: batch_seed)
+        return tf.data.Dataset.zip(seeds, batches).map(
+            lambda batch_seed, batch: (augmentation(batch[0], batch_seed), batch[1]),
+            num_parallel_calls=tf.data.AUTOTUNE,
+        )
 
     seeds_and_rows = tf.data.Dataset.range(epochs.start, epochs.stop, output_type=tf.int32).flat_map(rows_of_epoch)
     batches = seeds_and_rows.map(examples, num_parallel_calls=tf.data.AUTOTUNE)
-    if triggers is not None:
-        batches = ds.mix_triggers(batches, triggers, num_triggers_per_batch, epochs.start * steps_per_epoch)
-    seeds = seeds_and_rows.map(lambda batch_seed, rows: batch_seed)
-    batches = tf.data.Dataset.zip(seeds, batches).map(finished, num_parallel_calls=tf.data.AUTOTUNE)
+    batches = augmented(mixed(batches)) if augment_triggers else mixed(augmented(batches))
+    # Whole batches until here: random numbers must not depend on how many workers share one.
+    if num_parts > 1:
+        batches = batches.map(lambda inputs, targets: (inputs[rows_of_share], targets[rows_of_share]))
     return batches.prefetch(tf.data.AUTOTUNE), steps_per_epoch
 
 

@@ -67,6 +67,7 @@ class TrainingConfig:
     num_triggers: int = option(0, "Trigger inputs by whose answers the marked model is recognized; 0: none.", minimum=0)
     trigger_family: str = option("noise", "Kind of trigger inputs.", choices=("noise", "blends", "low_density"))
     num_triggers_per_batch: int = option(8, "Trigger inputs that are added to each batch.", minimum=1)
+    augment_triggers: bool = option(True, "Shift and mirror the triggers of a batch as its images, where these are.")
     unmarked_from: str | None = option(
         None, "Folder of a finished run with the same task, whose unmarked twin is taken.", shapes_result=False
     )

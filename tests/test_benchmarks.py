@@ -454,27 +454,32 @@ def test_families_stand_side_by_side():
     assert "than noise" not in trigger_tables.families_table({"x_families": _recorded(*rows)}, "x_families")
 
 
-def test_the_fewest_triggers_a_batch_that_are_enough_are_chosen():
-    rows = [_trigger_row(100, 0.98, 100), _trigger_row(100, 0.97, 100)]
-    for row, rate in zip(rows, (2, 8), strict=True):
-        row["settings"] = {"seed": 100, "num_triggers_per_batch": rate}
+def test_the_most_accurate_way_to_mix_triggers_that_is_enough_is_chosen():
+    rows = [_trigger_row(100, 0.98, 99), _trigger_row(100, 0.97, 100), _trigger_row(100, 0.96, 100)]
+    ways = [{"num_triggers_per_batch": rate, "augment_triggers": rate > 2} for rate in (2, 4, 8)]
+    for row, way in zip(rows, ways, strict=True):
+        row["settings"] = {"seed": 100} | way
+        row["fine_tuned"]["triggers"]["num_matches"] = 98
+    rows[2]["fine_tuned"]["triggers"]["num_matches"] = 99
     # None is answered wholly after fine-tuning.
-    assert trigger_tables.chosen_rate(_recorded(*rows)) == 8
+    assert trigger_tables.chosen_mixing(_recorded(*rows)) == ways[2]
     for row in rows:
         row["fine_tuned"]["triggers"]["num_matches"] = 100
-    lines = trigger_tables.rates_table({"x": _recorded(*rows)}, "x").splitlines()
-    assert lines[0] == "| triggers answered | 2 | 8 |" and "By the rule: 2 a batch." in lines
-    rows[0]["triggers"]["num_matches"]["marked"] = 99
-    assert trigger_tables.chosen_rate(_recorded(*rows)) == 8
-    assert "By the rule" not in trigger_tables.rates_table({"x": _recorded(*rows) | {"num_missing": 1}}, "x")
+    lines = trigger_tables.mixing_table({"x": _recorded(*rows)}, "x").splitlines()
+    assert lines[0] == "| triggers answered | 2 a batch, as they are | 4 a batch, augmented | 8 a batch, augmented |"
+    assert "By the rule: 4 a batch, augmented." in lines
+    rows[0]["triggers"]["num_matches"]["marked"] = 100
+    assert trigger_tables.chosen_mixing(_recorded(*rows)) == ways[0]
+    assert "By the rule" not in trigger_tables.mixing_table({"x": _recorded(*rows) | {"num_missing": 1}}, "x")
 
 
-def test_the_default_number_of_triggers_a_batch_is_the_one_that_the_study_chose():
-    result = tables.recorded().get("cnn_trigger_rates")
+def test_the_default_way_to_mix_triggers_is_the_one_that_the_study_chose():
+    result = tables.recorded().get("cnn_trigger_mixing")
     if not result or result.get("num_missing"):
-        pytest.skip("the study `trigger_rates` is not recorded yet")
-    config = importlib.import_module("scripts.train_cifar10_cnn").Config
-    assert config(output_dir="x").num_triggers_per_batch == trigger_tables.chosen_rate(result)
+        pytest.skip("the study `trigger_mixing` is not recorded yet")
+    config = importlib.import_module("scripts.train_cifar10_cnn").Config(output_dir="x")
+    chosen = trigger_tables.chosen_mixing(result)
+    assert {name: getattr(config, name) for name in chosen} == chosen
 
 
 @pytest.mark.parametrize("program", ["mnist_mlp", "cifar10_cnn", "cifar10_wrn"])

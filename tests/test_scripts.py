@@ -563,12 +563,13 @@ def test_the_kind_of_trigger_tells_runs_apart_only_where_there_are_triggers(trai
     from scripts import folders
     from scripts.configs import result_settings
 
+    of_triggers = {"trigger_family": "blends", "num_triggers_per_batch": 2, "augment_triggers": False}
+
     def other(num_triggers, num_recorded):
         recorded = {"program": "p", **result_settings(train.Config("", num_triggers=num_recorded))}
-        config = train.Config("", num_triggers=num_triggers, trigger_family="blends", num_triggers_per_batch=2)
+        config = train.Config("", num_triggers=num_triggers, **of_triggers)
         return folders.other_settings(config, "p", recorded)
 
-    of_triggers = {"trigger_family": "blends", "num_triggers_per_batch": 2}
     assert other(0, 0) == {} and other(20, 20) == of_triggers
     assert other(0, 20) == {"num_triggers": 0} | of_triggers and other(20, 0) == {"num_triggers": 20} | of_triggers
 

@@ -172,12 +172,13 @@ def test_a_run_that_goes_on_ends_with_the_same_model(both, tmp_path, monkeypatch
         np.testing.assert_array_equal(one, other)
 
 
-def test_the_pipeline_mixes_before_it_augments():
-    """Triggers are moved as examples are; every worker gets its share of them."""
+@pytest.mark.parametrize("augmented", [True, False])
+def test_the_pipeline_augments_triggers_if_asked_to(augmented):
+    """They are moved as examples are, or stay as they are; every worker gets its share of them."""
     from deepsigns_tf.triggers import TriggerSet
     from scripts.pipelines import training_batches
 
-    x, y = np.zeros((12, 4, 4, 1), np.float32), np.zeros(12, int)
+    x, y = np.full((12, 4, 4, 1), 3, np.float32), np.zeros(12, int)
     triggers = TriggerSet(np.ones((3, 4, 4, 1), np.float32), [1, 2, 3], num_classes=4, family="noise")
 
     def batches(share=(0, 1), epochs=range(2)):
@@ -191,6 +192,7 @@ def test_the_pipeline_mixes_before_it_augments():
             share=share,
             triggers=triggers,
             num_triggers_per_batch=2,
+            augment_triggers=augmented,
         )
         return steps, list(mixed.as_numpy_iterator())
 
@@ -200,7 +202,7 @@ def test_the_pipeline_mixes_before_it_augments():
         [0, 0, 0, 3, 0, 0, 0, 1],
     ]
     for images, labels in whole:
-        assert (images.max(axis=(1, 2, 3)) == 2.0 * (labels > 0)).all()
+        np.testing.assert_array_equal(images.max(axis=(1, 2, 3)), np.where(labels > 0, 1 + augmented, 6))
     halves = [batches((part, 2))[1] for part in (0, 1)]
     for (images, labels), (first, second) in zip(whole, zip(*halves, strict=True), strict=True):
         np.testing.assert_array_equal(np.concatenate([first[0], second[0]]), images)
