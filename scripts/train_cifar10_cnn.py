@@ -35,6 +35,8 @@ class Config(TrainingConfig):
     strength: float = redefined(TrainingConfig, "strength", 0.1)
     augment: bool = redefined(TrainingConfig, "augment", True)
     mixed_precision: str = redefined(TrainingConfig, "mixed_precision", "mixed_bfloat16")
+    num_triggers_per_batch: int = redefined(TrainingConfig, "num_triggers_per_batch", 4)
+    augment_triggers: bool = redefined(TrainingConfig, "augment_triggers", False)
     dataset: str = option("cifar10", "All of CIFAR-10 by TFDS, or made-up images.", choices=("cifar10", "synthetic"))
 
 
