@@ -33,8 +33,10 @@ def accuracy_table(results: dict[str, Result], study: str) -> str:
         sentences.append(f"{sentence}.")
     sentences += [
         f"{title}, seed {row['settings']['seed']}: with BatchNorm statistics of task data in place of those with triggers among it "
-        "{:.2f} % in place of {:.2f} %, {} triggers in place of {}.".format(
-            *(100 * each["accuracy"] for each in both), *(each["num_matches"] for each in both)
+        "{:.2f} % in place of {:.2f} %, {} triggers in place of {}; released: those {}.".format(
+            *(100 * each["accuracy"] for each in both),
+            *(each["num_matches"] for each in both),
+            row["triggers"]["batch_norm"]["released"],
         )
         for title, runs in _ways(result).items()
         for row in runs

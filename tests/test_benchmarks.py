@@ -408,7 +408,8 @@ def test_triggers_are_shown_alone_and_beside_bits():
     bits = {"num_bits": 640, "bit_error_rate": {"key inputs": 0.0125}}
     rows = [_trigger_row(0, 0.97, 99), _trigger_row(1, 0.98, 100), _trigger_row(0, 0.96, 90, **bits)]
     before, after = ({"accuracy": accuracy, "num_matches": num} for accuracy, num in ((0.95, 92), (0.96, 90)))
-    rows[2]["triggers"]["batch_norm"] = {"num_layers": 3, "with triggers": before, "of task data": after}
+    both = {"with triggers": before, "of task data": after}
+    rows[2]["triggers"]["batch_norm"] = {"num_layers": 3, "released": "with triggers"} | both
     results = {"x_triggers": _recorded(*rows)}
     lines = trigger_tables.accuracy_table(results, "x_triggers").splitlines()
     assert lines[2:5] == [
@@ -420,7 +421,7 @@ def test_triggers_are_shown_alone_and_beside_bits():
         "triggers: paired difference -0.500 points, 95 % interval [-6.853, +5.853]. "
         "triggers and bits: paired difference -2.000 points. "
         "triggers and bits, seed 0: with BatchNorm statistics of task data in place of those with triggers among it 96.00 % in place of "
-        "95.00 %, 90 triggers in place of 92."
+        "95.00 %, 90 triggers in place of 92; released: those with triggers."
     )
     lines = trigger_tables.robustness_table(results, "x_triggers").splitlines()
     assert lines[2:6] == [

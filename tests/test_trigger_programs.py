@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import json
+import types
 
 import keras
 import numpy as np
@@ -139,9 +140,36 @@ def test_the_statistics_of_batch_norm_are_taken_anew(tmp_path):
     settings = {"depth": 10, "width": 1, "carriers": "features:16", "strength": 10.0, "epochs": 2}
     _, result = run("train_cifar10_wrn", tmp_path / "run", **(SETTINGS | settings))
     record = result["triggers"]["batch_norm"]
-    assert record["num_layers"] == 7 and set(record) == {"num_layers", "with triggers", "of task data"}
-    assert record["of task data"]["accuracy"] == result["accuracy"]["marked"]
-    assert record["of task data"]["num_matches"] == result["triggers"]["verdict"]["num_matches"]
+    assert record["num_layers"] == 7 and set(record) == {"num_layers", "with triggers", "of task data", "released"}
+    released = record[record["released"]]
+    assert released["accuracy"] == result["accuracy"]["marked"]
+    assert released["num_matches"] == result["triggers"]["verdict"]["num_matches"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "released"), [(20, 19, "with triggers"), (20, 20, "of task data"), (19, 20, "of task data")]
+)
+def test_statistics_with_which_triggers_are_lost_are_not_released(before, after, released, tmp_path, monkeypatch):
+    import tensorflow as tf
+
+    from scripts import training
+
+    model = keras.Sequential([keras.Input((2,)), keras.layers.BatchNormalization(name="norm")])
+    found = iter([before, after])
+    monkeypatch.setattr(training, "answers_verdict", lambda *args: types.SimpleNamespace(num_matches=next(found)))
+    monkeypatch.setattr(training, "accuracy", lambda *args: 0.5)
+    dataset = tf.data.Dataset.from_tensors((np.full((8, 2), 3.0, np.float32), np.zeros(8)))
+    monkeypatch.setattr(training, "batches_of", lambda *args: lambda: (dataset, 1))
+    training._take_statistics_anew(model, tmp_path, None, types.SimpleNamespace(data=None), None)
+    record = json.loads((tmp_path / "batch_norm.json").read_text())
+    assert record == {
+        "num_layers": 1,
+        "with triggers": {"accuracy": 0.5, "num_matches": before},
+        "of task data": {"accuracy": 0.5, "num_matches": after},
+        "released": released,
+    }
+    mean = 0.0 if released == "with triggers" else 3.0
+    np.testing.assert_allclose(model.get_layer("norm").moving_mean, mean)
 
 
 def test_a_run_that_goes_on_ends_with_the_same_model(both, tmp_path, monkeypatch):
