@@ -68,6 +68,10 @@ NETWORK = Network(
                     {"unmarked_epochs": 5},
                     {"normalized": True},
                     {"normalized": True, "strength": 3.0},
+                    # What did best of these by itself, together.
+                    {"strength": 10.0, "carriers": "features:128"},
+                    {"strength": 10.0, "carriers": "hidden:64"},
+                    {"strength": 10.0, "carriers": "features:32,hidden:32"},
                 )
             ),
             suite=_OVERWRITING | {"overwriting_epochs": "10"},
