@@ -368,6 +368,9 @@ def _started(
         # No filters from shared libraries.
         "HDF5_PLUGIN_PRELOAD": "::",
     }
+    # The verifier's own: networks that XLA compiles wrongly without them could not be verified.
+    if "XLA_FLAGS" in os.environ:
+        environment["XLA_FLAGS"] = os.environ["XLA_FLAGS"]
     return subprocess.Popen(
         [*interpreter, str(package / "suspect_jail.py"), json.dumps(jail)],
         bufsize=0,

@@ -183,6 +183,23 @@ def test_what_breaks_out_is_in_a_jail(folder, canary, listener, monkeypatch):
     assert not canary.path.exists() and not connected(listener)
 
 
+class SaysXlaFlags(keras.layers.Layer):
+    """Answers with how many characters its process's flags for XLA have."""
+
+    def call(self, inputs):
+        return keras.ops.zeros_like(inputs) + len(os.environ.get("XLA_FLAGS", ""))
+
+
+def test_the_verifiers_flags_for_xla_hold_for_suspects(folder, monkeypatch):
+    """Where XLA compiles a network wrongly, flags are what helps, and the verdict is the child's."""
+    inputs = keras.Input((4,))
+    path = save(folder, keras.Model(inputs, SaysXlaFlags()(inputs)))
+    flags = "--xla_cpu_enable_fast_math=false"
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    with load_suspect(path, custom_objects={"SaysXlaFlags": SaysXlaFlags}) as suspect:
+        np.testing.assert_array_equal(suspect.predict(np.ones((2, 4), "float32")), np.full((2, 4), len(flags)))
+
+
 def test_a_model_that_grows_when_it_runs_stays_in_its_limits(folder):
     """Nothing in the file is large; the output of the second layer would be 32 GB."""
     network = keras.Sequential([keras.Input((8,)), keras.layers.RepeatVector(10**9)])
