@@ -57,10 +57,11 @@ def training_picture(
         )
     else:
         errors.set(title="Triggers missed", ylim=(-0.02, 1.02))
-    for axes in (loss, accuracy, errors):
+    # Where a network that learns leaves room: looking for the best place can take seconds.
+    for axes, place in ((loss, "upper right"), (accuracy, "lower right"), (errors, "center right")):
         axes.set_xlabel("epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.legend()
+        axes.legend(loc=place)
     figure.suptitle(title)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
