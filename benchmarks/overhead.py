@@ -63,19 +63,21 @@ class Setting:
 
 
 _XLA = (("jit_compile", "on"),)
+_MLP = {"carriers": "features:128"}
 _TWO_LAYERS = "features:205,hidden:205"
 _LSTM = {"network": "lstm", "carriers": "features:128,pooled:64", "num_classes": 2}
 _TRIGGERS = (("num_triggers", 100),)
 
 STUDIES = {
     "networks": (
-        Setting("MLP"),
-        Setting("MLP, all cores", all_cores=True),
+        Setting("MLP", **_MLP),
+        Setting("MLP, 640 bits"),
+        Setting("MLP, 640 bits, all cores", all_cores=True),
         Setting("MLP, 64 bits", num_classes=1),
         Setting("MLP, 4,100 bits in two layers", carriers=_TWO_LAYERS),
-        Setting("MLP, learned centres", options=(("centres", "learned"),)),
-        Setting("MLP, XLA", options=_XLA),
-        Setting("MLP, XLA, all cores", options=_XLA, all_cores=True),
+        Setting("MLP, 640 bits, learned centres", options=(("centres", "learned"),)),
+        Setting("MLP, 640 bits, XLA", options=_XLA),
+        Setting("MLP, 640 bits, XLA, all cores", options=_XLA, all_cores=True),
         Setting("MLP, 64 bits, XLA", num_classes=1, options=_XLA),
         Setting("MLP, 4,100 bits in two layers, XLA", carriers=_TWO_LAYERS, options=_XLA),
         Setting("CNN", network="cnn"),
@@ -85,7 +87,7 @@ STUDIES = {
         Setting("WRN-16-2", network="wrn"),
         Setting("WRN-16-2, all cores", network="wrn", all_cores=True),
         # Each pair takes seconds, so that its precision is what five minutes a process give.
-        Setting("MLP, epochs of `fit`, all cores", by_step=False, all_cores=True),
+        Setting("MLP, 640 bits, epochs of `fit`, all cores", by_step=False, all_cores=True),
     ),
     # One thing varies: bits in 8 classes and 2,048 units; classes that share 2,000 bits there; units for 256 bits in 8 classes.
     "costs": (
@@ -103,7 +105,7 @@ STUDIES = {
     "triggers": tuple(
         Setting(name, options=_TRIGGERS, **network)
         for title, layers in {
-            "MLP": {},
+            "MLP": _MLP,
             "CNN": {"network": "cnn"},
             "LSTM": _LSTM,
             "WRN-16-2": {"network": "wrn"},

@@ -23,8 +23,9 @@ from scripts.cores import pool_on_cores
 KINDS: dict[str, dict[str, Any] | None] = {
     "unmarked": None,
     "default": {},
-    "strength 0.3": {"strength": 0.3},
-    "strength 100": {"strength": 100.0},
+    "strength 1": {"strength": 1.0},
+    "strength 1000": {"strength": 1000.0},
+    "64 bits, strength 1": {"strength": 1.0, "carriers": "features:64"},
     "learned centres": {"centres": "learned"},
     "2 classes": {"num_classes": 2},
 }

