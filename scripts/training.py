@@ -235,20 +235,21 @@ def _take_statistics_anew(
     def measured() -> dict[str, float]:
         return {"accuracy": accuracy(plain, task.data), "num_matches": answers_verdict(plain, owner_key).num_matches}
 
-    before, weights = measured(), plain.get_weights()
+    weights = {"with triggers": plain.get_weights()}
     batches, steps_per_epoch = batches_of(config, task.data, range(1))()
     num_layers = ds.reestimate_batch_norm(
         plain, (x for x, _ in batches.take(min(_STATISTICS_BATCHES, steps_per_epoch)))
     )
     record: dict[str, Any] = {"num_layers": num_layers}
     if num_layers:
-        after = measured()
+        weights["of task data"] = plain.get_weights()
+        for name, each in weights.items():
+            plain.set_weights(each)
+            record[name] = measured()
         # The triggers alone decide: accuracy is the test set's, which chooses nothing.
-        lost = after["num_matches"] < before["num_matches"]
-        if lost:
-            plain.set_weights(weights)
-        record |= {"with triggers": before, "of task data": after}
+        lost = record["of task data"]["num_matches"] < record["with triggers"]["num_matches"]
         record["released"] = "with triggers" if lost else "of task data"
+        plain.set_weights(weights[record["released"]])
     write_json(folder / "batch_norm.json", record)
 
 
