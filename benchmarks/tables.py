@@ -168,7 +168,7 @@ def settings_table(results: dict[str, Result]) -> str:
     """One row a way of marking, means over the seeds that all of them share."""
     names = {
         "mnist_default": '`centres="batch"`, 128 bits a class, strength 10 (default)',
-        "mnist_first": '`centres="batch"`, 64 bits a class, strength 1, as all that follow',
+        "mnist_first": '`centres="batch"`, 64 bits a class, strength 1, as the next two',
         "mnist_learned": '`centres="learned"`, clustering 0.01',
         "mnist_fine_tuned": "trained model marked by 5 epochs of fine-tuning",
         "mnist_paper": "the paper's own: learned, Gaussian, 0.01",
