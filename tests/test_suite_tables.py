@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 
 pytest.importorskip("tqdm", reason="the measurements are made in the environment of requirements.txt")
@@ -291,6 +292,19 @@ def test_the_ways_that_are_confirmed_are_those_that_were_chosen():
         pytest.skip("the study `defences` is not recorded as a whole yet")
     confirmed = [suite_tables.way_to_mark(result["rows"][0]["settings"] | each) for each in mnist._BEST_DEFENCES]
     assert confirmed == suite_tables.ranked_defences(result)[:2]
+
+
+def test_the_mlps_default_is_the_way_that_was_confirmed():
+    from scripts.train_mnist_mlp import Config
+
+    result = tables.recorded().get("mnist_defences_again")
+    if not result or result.get("num_missing"):
+        pytest.skip("the study `defences_again` is not recorded as a whole yet")
+    default = {name: getattr(Config(output_dir=""), name) for name in ("carriers", "strength")}
+    way = suite_tables.way_to_mark(result["rows"][0]["settings"] | default)
+    rows = suite_tables.ways_of(result)[way]
+    assert way == suite_tables.ranked_defences(result)[0]
+    assert np.mean([row["accuracy"]["marked"] - row["accuracy"]["unmarked"] for row in rows]) >= -0.001
 
 
 def test_a_picture_stands_below_its_table_where_there_is_one():
