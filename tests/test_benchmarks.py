@@ -52,7 +52,7 @@ from scripts import (
 )
 from scripts.configs import result_settings  # noqa: E402
 from scripts.marking import regularizers  # noqa: E402
-from tests.finished_runs import verified_here  # noqa: E402
+from tests.finished_runs import MILD_MARK, verified_here  # noqa: E402
 
 
 def test_the_documents_show_what_was_recorded():
@@ -521,7 +521,7 @@ def network(monkeypatch):
     """A network whose study trains three small models on made-up data, in this process."""
     monkeypatch.setattr(studies, "pool_on_cores", lambda num_workers: concurrent.futures.ThreadPoolExecutor(1))
     monkeypatch.setattr("scripts.training._verify_in_fresh_process", verified_here)
-    quick = {"dataset": "synthetic", "epochs": 2, "strength": 1.0, "carriers": "features:64"}
+    quick = {"dataset": "synthetic", "epochs": 2, **MILD_MARK}
     attacks = Attacks(pruned_fractions=(0.0, 1.0), fine_tuning_epochs=1)
     study = studies.Study(range(5, 6), (quick, quick | {"strength": 0.0}), attacks, twins_of="both")
     return studies.Network("made_up", "scripts.train_mnist_mlp", {"both": study})
@@ -567,7 +567,7 @@ def test_a_study_of_answers_attacks_the_triggers(tmp_path, monkeypatch):
     monkeypatch.setattr("scripts.training._verify_in_fresh_process", verified_here)
     monkeypatch.setattr(suites, "INPUT_CHANGES", {"none": lambda x, _: x, "all": lambda x, _: 0 * x})
     setting = {"dataset": "synthetic", "epochs": 4, "num_triggers": 20, "num_triggers_per_batch": 16, "batch_size": 64}
-    setting |= {"strength": 1.0, "carriers": "features:64"}
+    setting |= MILD_MARK
     attacks = Attacks((0.0, 1.0), fine_tuning_epochs=1, overwrites=True, changes_inputs=True)
     study = studies.Study(range(5, 6), (setting, setting | {"carriers": ""}), attacks, twins_of="triggers")
     network = studies.Network("made_up", "scripts.train_mnist_mlp", {"triggers": study})

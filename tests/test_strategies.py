@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 import deepsigns_tf as ds
-from tests.finished_runs import FILES, verified_here
+from tests.finished_runs import FILES, MILD_MARK, verified_here
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 NUM_CLASSES, NUM_FEATURES, NUM_EXAMPLES = 4, 16, 256
@@ -585,9 +585,9 @@ def test_a_program_proves_the_mark_whatever_the_precision(mixed_precision, tmp_p
     # It would start a process that does what is done below, outside of the program and its policy.
     monkeypatch.setattr(training, "_verify_in_fresh_process", verified_here)
     folder = tmp_path / "run"
-    # A mark that three epochs of few examples suffice for.
-    mark = {"strength": 1.0, "carriers": "features:64"}
-    config = train_mnist_mlp.Config(str(folder), dataset="synthetic", epochs=3, mixed_precision=mixed_precision, **mark)
+    config = train_mnist_mlp.Config(
+        str(folder), dataset="synthetic", epochs=3, mixed_precision=mixed_precision, **MILD_MARK
+    )
     result = train_mnist_mlp.run(config)
     layer = keras.models.load_model(folder / "marked.keras").get_layer("features")
     computed = "float32" if mixed_precision == "none" else mixed_precision.removeprefix("mixed_")

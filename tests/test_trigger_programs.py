@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import deepsigns_tf as ds
-from tests.finished_runs import FILES, TRIGGER_FILES, verified_here
+from tests.finished_runs import FILES, MILD_MARK, TRIGGER_FILES, verified_here
 
 pytestmark = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="the programs need TensorFlow")
 
@@ -26,15 +26,7 @@ def run(name, folder, **settings):
         return config, program.run(config)
 
 
-# A mark that four epochs of few examples suffice for.
-SETTINGS = {
-    "epochs": 4,
-    "num_triggers": 20,
-    "batch_size": 64,
-    "num_triggers_per_batch": 16,
-    "strength": 1.0,
-    "carriers": "features:64",
-}
+SETTINGS = {"epochs": 4, "num_triggers": 20, "batch_size": 64, "num_triggers_per_batch": 16, **MILD_MARK}
 
 
 @pytest.fixture(scope="module")
