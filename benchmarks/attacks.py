@@ -13,7 +13,7 @@ class Attacks:
     Args:
         pruned_fractions: Of the weights, the smallest, with no retraining.
         fine_tuning_epochs: On the task's loss alone, on all training data, with a fresh optimizer at a tenth of the first
-            learning rate, constant.
+            learning rate, constant; 0: not at all.
         overwrites: Whether the owner's whole training is done again, from the released model, with as many other triggers in its batches.
         changes_inputs: Whether the images are changed on their way to the model.
     """
@@ -45,7 +45,7 @@ def attacked(row: dict[str, Any], program: Any, settings: Any, attacks: Attacks)
     wanted: dict[str, tuple[Any, Any]] = {
         "pruned": ([str(fraction) for fraction in attacks.pruned_fractions], _pruned),
         "changed_inputs": (list(INPUT_CHANGES) if attacks.changes_inputs else None, _with_changed_inputs),
-        "fine_tuned": (attacks.fine_tuning_epochs, _fine_tuned),
+        "fine_tuned": (attacks.fine_tuning_epochs or None, _fine_tuned),
         "overwritten": (settings.epochs if attacks.overwrites else None, _overwritten),
     }
     run = None

@@ -420,6 +420,8 @@ TABLES: dict[str, Table] = {
     "calibration": calibration_table,
     **_for_each(_NETWORKS, "triggers", trigger_tables.accuracy_table, "triggers"),
     **_for_each(_NETWORKS, "trigger_robustness", trigger_tables.robustness_table, "triggers"),
+    **_for_each(("wrn",), "short_triggers", trigger_tables.accuracy_table, "short_triggers"),
+    **_for_each(("wrn",), "short_trigger_robustness", trigger_tables.robustness_table, "short_triggers"),
     **_for_each(("mnist", "cnn", "lstm"), "families", trigger_tables.families_table, "families"),
     "trigger_mixing": functools.partial(trigger_tables.mixing_table, study="cnn_trigger_mixing"),
     "trigger_calibration": trigger_tables.calibration_table,

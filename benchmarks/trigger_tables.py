@@ -63,7 +63,8 @@ def robustness_table(results: dict[str, Result], study: str) -> str:
     ways = {title: runs for title, runs in _ways(result).items() if "pruned" in runs[0]}
     first = result["rows"][0]
     attacks = {f"{100 * float(fraction):g} % pruned": ("pruned", fraction) for fraction in first["pruned"]}
-    attacks[f"{first['fine_tuned']['epochs']} epochs of fine-tuning"] = ("fine_tuned", None)
+    if "fine_tuned" in first:
+        attacks[f"{first['fine_tuned']['epochs']} epochs of fine-tuning"] = ("fine_tuned", None)
     if "overwritten" in first:
         attacks[f"overwritten by other triggers, {first['overwritten']['epochs']} epochs"] = ("overwritten", None)
     attacks |= {name: ("changed_inputs", name) for name in first.get("changed_inputs", ())}

@@ -37,6 +37,12 @@ NETWORK = Network(
             twins_of="default",
         ),
         "triggers": triggers(range(1), dataclasses.replace(OF_TRIGGERS, overwrites=True)),
+        # A third of the training, and a thief who trains as long: what two hours of a core can say about overwriting.
+        "short_triggers": Study(
+            range(1),
+            ({"num_triggers": 100, "carriers": "", "epochs": 10},),
+            Attacks((0.3, 0.4, 0.5), fine_tuning_epochs=0, overwrites=True),
+        ),
     },
 )
 
