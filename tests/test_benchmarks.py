@@ -430,6 +430,10 @@ def test_triggers_are_shown_alone_and_beside_bits():
         "| overwritten by other triggers, 20 epochs | 97.50 | 69.5 | -69.0 | 96.00 | 60.0 | -60.0 |",
         "| blur | 97.50 | 59.5 | -59.0 | 96.00 | 50.0 | -50.0 |",
     ]
+    # A model that was not fine-tuned has no such row.
+    for row in rows:
+        del row["fine_tuned"]
+    assert trigger_tables.robustness_table(results, "x_triggers").splitlines()[2:5] == [lines[2], *lines[4:6]]
 
 
 def test_families_stand_side_by_side():
@@ -595,6 +599,13 @@ def test_a_study_of_answers_attacks_the_triggers(tmp_path, monkeypatch):
     monkeypatch.setattr("scripts.fitting.fit_classifier", lambda *args, **kwargs: pytest.fail("trained again"))
     studies.run(network, config)
     assert (tmp_path / "results" / "made_up_triggers.json").read_bytes() == before
+
+
+def test_no_epochs_of_fine_tuning_are_none(monkeypatch):
+    monkeypatch.setattr(network_attacks, "_Run", lambda *args: pytest.fail("attacked"))
+    row, settings = {"pruned": {"0.5": {}}}, types.SimpleNamespace(epochs=2)
+    attacks = Attacks((0.5,), fine_tuning_epochs=0)
+    assert not list(network_attacks.attacked(row, None, settings, attacks))
 
 
 def test_models_of_the_first_settings_alone_are_attacked(network, tmp_path, monkeypatch):
