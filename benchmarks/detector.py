@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.populations import KINDS, files_of, settings_of
+from benchmarks.populations import KINDS, UNRELATED, files_of, settings_of
 from scripts.configs import command_line, option, run_program
 
+_KINDS = tuple(kind for kind in KINDS if kind != UNRELATED)
 _NUM_INPUTS = 2_000
 _NUM_SINGULAR_VALUES = 12
 _NUM_FOLDS = 5
@@ -53,7 +54,7 @@ def run(config: Config) -> dict[str, Any]:
     from scripts.records import circumstances, result_file, write_json
 
     path = result_file(config.results_dir, "detector")
-    files = {kind: files_of(config.runs_dir, kind) for kind in KINDS}
+    files = {kind: files_of(config.runs_dir, kind) for kind in _KINDS}
     data = load_mnist("mnist", config.data_dir)
     inputs, labels = data.x_test[:_NUM_INPUTS], data.y_test[:_NUM_INPUTS]
     described = {
@@ -179,7 +180,7 @@ def _spectrum(matrix: np.ndarray) -> list[float]:
 
 def _epochs(config: Config) -> int:
     """Of all networks; those of two kinds that were trained for different times could be told by that."""
-    found = {settings_of(config.runs_dir, kind)["epochs"] for kind in KINDS}
+    found = {settings_of(config.runs_dir, kind)["epochs"] for kind in _KINDS}
     if len(found) != 1:
         raise ValueError(
             f"The networks were trained for different times. Expected as many epochs for all kinds. Received: {sorted(found)}"

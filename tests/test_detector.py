@@ -42,6 +42,11 @@ def test_networks_are_trained_by_the_programs_own_recipe_unless_told_otherwise()
 
     assert populations._epochs(populations.Config()) == program.Config("").epochs == 20
     assert populations._epochs(populations.Config(epochs=3)) == 3
+    assert populations._epochs(populations.Config(kind="unrelated")) == 5
+
+
+def test_whom_a_suspect_is_compared_with_is_no_kind_to_detect():
+    assert set(populations.KINDS) - set(detector._KINDS) == {"unrelated"}
 
 
 @pytest.mark.filterwarnings("ignore:The released model does not carry the mark")
