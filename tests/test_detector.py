@@ -104,6 +104,6 @@ def test_the_area_under_the_curve_is_a_half_for_twins_and_one_for_strangers():
 
 def test_missing_networks_are_told(tmp_path):
     with pytest.raises(
-        ValueError, match=r"^There are too few networks of the kind 'unmarked'\. Expected 223, .* Received: 0"
+        ValueError, match=r"^There are too few networks of the kind 'unmarked'\. Expected 120, .* Received: 0"
     ):
         detector.run(detector.Config(runs_dir=str(tmp_path), results_dir=str(tmp_path)))
