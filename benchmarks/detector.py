@@ -5,7 +5,8 @@
     python -m benchmarks.detector                           # results/detector.json
 
 A network is described by what anybody can compute who has it and some inputs of the task. Networks are split, never inputs: each is
-judged by classifiers that were trained on others. A mark of a hundred times the strength is the positive control.
+judged by classifiers that were trained on others, and told from unmarked networks that were trained as long. A mark of a hundred times
+the strength is the positive control.
 """
 
 import dataclasses
@@ -14,10 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.populations import KINDS, UNRELATED, files_of, settings_of
+from benchmarks.populations import KINDS, files_of, marks_of, settings_of
 from scripts.configs import command_line, option, run_program
 
-_KINDS = tuple(kind for kind in KINDS if kind != UNRELATED)
 _NUM_INPUTS = 2_000
 _NUM_SINGULAR_VALUES = 12
 _NUM_FOLDS = 5
@@ -54,24 +54,31 @@ def run(config: Config) -> dict[str, Any]:
     from scripts.records import circumstances, result_file, write_json
 
     path = result_file(config.results_dir, "detector")
-    files = {kind: files_of(config.runs_dir, kind) for kind in _KINDS}
+    files = {kind: files_of(config.runs_dir, kind) for kind in KINDS}
+    epochs = {kind: int(settings_of(config.runs_dir, kind)["epochs"]) for kind in KINDS}
+    # Those that were trained for different times could be told by that.
+    twins = {kind: _unmarked(epochs, kind) for kind in KINDS if KINDS[kind].mark is not None}
     data = load_mnist("mnist", config.data_dir)
     inputs, labels = data.x_test[:_NUM_INPUTS], data.y_test[:_NUM_INPUTS]
     described = {
         kind: np.array([description(_loaded(each), inputs, labels) for each in tqdm(of_kind, desc=kind)])
         for kind, of_kind in files.items()
     }
-    unmarked = described.pop("unmarked")
-    rows = [
-        {"kind": kind, "num_marked": len(marked), "num_unmarked": len(unmarked), "num_features": unmarked.shape[1]}
-        | detectability(marked, unmarked, config.num_resamples)
-        for kind, marked in described.items()
-    ]
+    rows = []
+    for kind, twin in twins.items():
+        marked, unmarked, read = described[kind], described[twin], marks_of(config.runs_dir, kind)
+        numbers = {"num_marked": len(marked), "num_unmarked": len(unmarked), "num_features": unmarked.shape[1]}
+        mark = {
+            "bit_error_rate": float(np.mean([each["bit_error_rate"] for each in read])),
+            "largest_log10_p_value": max(each["log10_p_value"] for each in read),
+        }
+        seen = detectability(marked, unmarked, config.num_resamples)
+        rows.append({"kind": kind, "epochs": epochs[kind], **numbers, "mark": mark, "classifiers": seen})
     control = next(row for row in rows if row["kind"] == _CONTROL)
-    largest = max(value["auc"] for value in control.values() if isinstance(value, dict))
+    largest = max(each["auc"] for each in control["classifiers"].values())
     result = {
         **circumstances(command_line("benchmarks.detector", config)),
-        "data": f"{data.name}, networks trained for {_epochs(config)} epochs",
+        "data": data.name,
         "control": {"kind": _CONTROL, "auc": largest, "seen": largest >= _SEEN},
         "rows": rows,
     }
@@ -178,14 +185,14 @@ def _spectrum(matrix: np.ndarray) -> list[float]:
     return [*padded, float(values[0]), entropy]
 
 
-def _epochs(config: Config) -> int:
-    """Of all networks; those of two kinds that were trained for different times could be told by that."""
-    found = {settings_of(config.runs_dir, kind)["epochs"] for kind in _KINDS}
-    if len(found) != 1:
-        raise ValueError(
-            f"The networks were trained for different times. Expected as many epochs for all kinds. Received: {sorted(found)}"
-        )
-    return int(found.pop())
+def _unmarked(epochs: dict[str, int], kind: str) -> str:
+    """The unmarked networks that were trained as long as those of a kind."""
+    for other, length in epochs.items():
+        if KINDS[other].mark is None and length == epochs[kind]:
+            return other
+    raise ValueError(
+        f"There are no unmarked networks to tell the kind {kind!r} from. Expected some of {epochs[kind]} epochs. Received: {epochs}"
+    )
 
 
 def _loaded(path: pathlib.Path) -> Any:

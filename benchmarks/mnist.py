@@ -7,7 +7,7 @@ import dataclasses
 import functools
 
 from benchmarks.attacks import OF_TRIGGERS, Attacks
-from benchmarks.populations import UNRELATED
+from benchmarks.populations import UNMARKED
 from benchmarks.studies import FAMILIES, FOR_SUITES, Config, Network, Study, compared_triggers, run, triggers
 from scripts.configs import run_program
 
@@ -94,7 +94,7 @@ NETWORK = Network(
             twins_of="defences_again",
         ),
         # All attacks, on models that disguised copies can be told from; `benchmarks.populations` has the unrelated ones.
-        "suite": Study(range(3), (FOR_SUITES | {"unmarked_epochs": 5},), suite={"suite": "full"}, unrelated=UNRELATED),
+        "suite": Study(range(3), (FOR_SUITES | {"unmarked_epochs": 5},), suite={"suite": "full"}, unrelated=UNMARKED),
         # With twins of its own, which take minutes here.
         "triggers": dataclasses.replace(
             triggers(range(5), dataclasses.replace(OF_TRIGGERS, fine_tuning_epochs=50, overwrites=True)),

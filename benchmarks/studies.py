@@ -282,7 +282,7 @@ def _go_through_suite(row: dict[str, Any], folder: pathlib.Path, config: Config,
 
     The suite keeps what it has done; whatever failed is tried again.
     """
-    from benchmarks.populations import folder_of, num_models
+    from benchmarks.populations import KINDS, folder_of
     from scripts import attack
 
     flags = study.suite if seed == study.seeds[0] else study.later_suite or study.suite
@@ -294,7 +294,7 @@ def _go_through_suite(row: dict[str, Any], folder: pathlib.Path, config: Config,
         data_dir=config.data_dir,
         reference=str(reference) if reference.exists() else None,
         unrelated=str(folder_of(config.runs_dir, study.unrelated)) if study.unrelated else None,
-        num_unrelated=num_models(study.unrelated) if study.unrelated else 0,
+        num_unrelated=KINDS[study.unrelated].num_models if study.unrelated else 0,
         seed=seed,
         num_workers=1,
         resume=True,

@@ -263,18 +263,23 @@ def invariants_table(results: dict[str, Result]) -> str:
 
 
 def detector_table(results: dict[str, Result]) -> str:
-    """One row a kind of mark, against unmarked networks."""
+    """One row a kind of mark, against unmarked networks that were trained as long."""
     result = results["detector"]
-    classifiers = [name for name, value in result["rows"][0].items() if isinstance(value, dict)]
     rows = [
         [
             row["kind"],
+            f"{100 * row['mark']['bit_error_rate']:.2f} ({row['mark']['largest_log10_p_value']:.0f})",
+            row["epochs"],
             f"{row['num_marked']}, {row['num_unmarked']}",
-            *("{auc:.2f} [{interval[0]:.2f}, {interval[1]:.2f}]".format(**row[name]) for name in classifiers),
+            *(
+                "{auc:.2f} [{interval[0]:.2f}, {interval[1]:.2f}]".format(**each)
+                for each in row["classifiers"].values()
+            ),
         ]
         for row in result["rows"]
     ]
-    header = ["mark", "networks, marked and not", *(f"AUC, {name}: 95 %, out of bag" for name in classifiers)]
+    header = ["mark", "wrong bits, % (log10 p, weakest network)", "epochs", "networks, marked and not"]
+    header += [f"AUC, {name}: 95 %, out of bag" for name in result["rows"][0]["classifiers"]]
     control = result["control"]
     sentence = (
         f"The positive control, {control['kind']}, is {'seen' if control['seen'] else '**not** seen: nothing follows'} "

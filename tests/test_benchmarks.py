@@ -782,15 +782,15 @@ def test_a_suite_stands_in_the_row_with_its_circumstances_and_tries_again_what_f
 
     monkeypatch.setattr(attack, "run", run)
     monkeypatch.setattr(attack, "with_settings_of_run", lambda config: dataclasses.replace(config, epochs=7))
-    study = studies.Study(range(1), suite={"suite": "paper"}, unrelated="unrelated")
+    study = studies.Study(range(1), suite={"suite": "paper"}, unrelated="unmarked")
     row, config = {}, studies.Config("suite", runs_dir=str(tmp_path))
-    with pytest.raises(ValueError, match=r"^There are too few networks of the kind 'unrelated'\. Expected 223, "):
+    with pytest.raises(ValueError, match=r"^There are too few networks of the kind 'unmarked'\. Expected 223, "):
         studies._check_unrelated(study, config)
     monkeypatch.setattr(attack, "run", lambda config: run(attack.with_settings_of_run(config)))
     studies._go_through_suite(row, tmp_path / "0_0", config, study, seed=0)
     (suite,) = asked
     assert suite.num_unrelated == 223 and suite.seed == 0
-    assert suite.unrelated == str(tmp_path / "populations" / "unrelated") and suite.reference is None and suite.resume
+    assert suite.unrelated == str(tmp_path / "populations" / "unmarked") and suite.reference is None and suite.resume
     assert row["suite"]["date"] == "d" and row["suite"]["settings"]["suite"] == "paper"
     assert row["suite"]["settings"]["epochs"] == 7
     # The suite itself knows what it has done; a row that failed was not kept.

@@ -1,5 +1,7 @@
 """Networks of several kinds, and what can be seen of their marks without a key."""
 
+import json
+
 import keras
 import numpy as np
 import pytest
@@ -37,16 +39,23 @@ def test_networks_of_a_kind_are_trained_once_each_with_a_seed_of_its_own(small_t
     )
 
 
-def test_networks_are_trained_by_the_programs_own_recipe_unless_told_otherwise():
+def test_every_kind_of_mark_meets_unmarked_networks_that_were_trained_as_long():
     from scripts import train_mnist_mlp as program
 
-    assert populations._epochs(populations.Config()) == program.Config("").epochs == 20
-    assert populations._epochs(populations.Config(epochs=3)) == 3
-    assert populations._epochs(populations.Config(kind="unrelated")) == 5
+    epochs = {kind: population.epochs for kind, population in populations.KINDS.items()}
+    marked = [kind for kind, population in populations.KINDS.items() if population.mark is not None]
+    assert {kind: detector._unmarked(epochs, kind) for kind in marked} == {
+        kind: "unmarked, 20 epochs" if kind == "default, 20 epochs" else "unmarked" for kind in marked
+    }
+    assert epochs["default, 20 epochs"] == program.Config("").epochs == 20
+    assert min(population.num_models for population in populations.KINDS.values()) == 60
+    with pytest.raises(ValueError, match=r"^There are no unmarked networks to tell the kind 'default' from\. "):
+        detector._unmarked(epochs | {"default": 6}, "default")
 
 
-def test_whom_a_suspect_is_compared_with_is_no_kind_to_detect():
-    assert set(populations.KINDS) - set(detector._KINDS) == {"unrelated"}
+def test_folders_of_kinds_are_apart_and_plain():
+    folders = {populations.folder_of("runs", kind).name for kind in populations.KINDS}
+    assert len(folders) == len(populations.KINDS) and all(folder.replace("_", "").isalnum() for folder in folders)
 
 
 @pytest.mark.filterwarnings("ignore:The released model does not carry the mark")
@@ -59,6 +68,7 @@ def test_networks_of_all_kinds_are_plain(kind, small_task, tmp_path):
     assert [each.shape for each in model.get_weights()] == [each.shape for each in plain.get_weights()]
     assert model.get_config()["name"] == plain.get_config()["name"]
     assert [layer.name for layer in model.layers] == [layer.name for layer in plain.layers]
+    assert path.with_suffix(".json").exists() == (populations.KINDS[kind].mark is not None)
 
 
 def test_kinds_differ_in_their_marks(small_task, tmp_path):
@@ -66,6 +76,7 @@ def test_kinds_differ_in_their_marks(small_task, tmp_path):
     import hashlib
 
     import deepsigns_tf as ds
+    from scripts import train_mnist_mlp as program
 
     rates = {}
     for kind in ("unmarked", "strength 1000"):
@@ -73,10 +84,12 @@ def test_kinds_differ_in_their_marks(small_task, tmp_path):
         seed = hashlib.sha256(b"population strength 1000 0").digest()
         key = ds.OwnerKey("population", (ds.Carrier("features", range(10), 128),), ds.DecisionRule(), seed)
         data = populations._task(None).data
-        key = key.with_key_inputs(data.x_train, data.y_train, 4)
+        key = key.with_key_inputs(data.x_train, data.y_train, program.Config("").num_key_inputs_per_class)
         key = key.with_layers([ds.owner_key.CarrierLayer("features", "features", 512)])
         rates[kind] = ds.verify(keras.models.load_model(path), key).bit_error_rate
     assert rates["strength 1000"] < 0.1 and rates["unmarked"] > 0.35
+    read = json.loads(path.with_suffix(".json").read_text())
+    assert read["bit_error_rate"] == rates["strength 1000"] and read["log10_p_value"] < -100
 
 
 def test_a_description_is_of_the_network_and_not_of_its_units_order():
@@ -104,6 +117,6 @@ def test_the_area_under_the_curve_is_a_half_for_twins_and_one_for_strangers():
 
 def test_missing_networks_are_told(tmp_path):
     with pytest.raises(
-        ValueError, match=r"^There are too few networks of the kind 'unmarked'\. Expected 120, .* Received: 0"
+        ValueError, match=r"^There are too few networks of the kind 'unmarked, 20 epochs'\. Expected 60, .* Received: 0"
     ):
         detector.run(detector.Config(runs_dir=str(tmp_path), results_dir=str(tmp_path)))

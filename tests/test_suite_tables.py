@@ -328,11 +328,16 @@ def test_readings_without_a_match_stand_beside_the_one_with():
 
 def test_detectors_stand_with_their_intervals():
     area = {"auc": 0.631, "interval": [0.52, 0.74]}
-    row = {"kind": "default", "num_marked": 120, "num_unmarked": 223, "num_features": 9, "logistic regression": area}
+    row = {"kind": "default", "epochs": 5, "num_marked": 120, "num_unmarked": 223, "num_features": 9}
+    row |= {"mark": {"bit_error_rate": 0.0012, "largest_log10_p_value": -88.4}}
+    row |= {"classifiers": {"logistic regression": area}}
     control = {"kind": "strength 1000", "auc": 0.961, "seen": True}
     lines = suite_tables.detector_table({"detector": RESULT | {"rows": [row], "control": control}}).splitlines()
-    assert lines[0] == "| mark | networks, marked and not | AUC, logistic regression: 95 %, out of bag |"
-    assert lines[2] == "| default | 120, 223 | 0.63 [0.52, 0.74] |"
+    assert lines[0].startswith(
+        "| mark | wrong bits, % (log10 p, weakest network) | epochs | networks, marked and not |"
+    )
+    assert lines[0].endswith(" AUC, logistic regression: 95 %, out of bag |")
+    assert lines[2] == "| default | 0.12 (-88) | 5 | 120, 223 | 0.63 [0.52, 0.74] |"
     assert lines[4] == "The positive control, strength 1000, is seen (AUC 0.96)."
 
 
