@@ -1,8 +1,8 @@
 """Pictures of the recorded measurements, for `docs/results.md`."""
 
 import io
-import itertools
 import pathlib
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -115,27 +115,46 @@ def defences_picture(result: dict[str, Any], path: pathlib.Path) -> None:
 
 
 def adaptive_picture(result: dict[str, Any], path: pathlib.Path) -> None:
-    """Draws what a thief who knows the method pays in accuracy, and what is left of the mark, read in the best way.
+    """Draws what a thief who knows the method pays in accuracy, and what is left of the mark, read in the best way that has a p-value.
 
-    Lines go through what grows with the distance that class means are moved by.
+    One panel for the attacks by themselves, one for all disguises on top; a symbol for each seed and strength. Lines go through what grows
+    with the distance that class means are moved by.
 
     Args:
         result: `results/NETWORK_suite.json`.
         path: Where the PNG goes.
     """
-    figure, axes = plt.subplots(figsize=(10, 7), layout="constrained")
-    markers = itertools.cycle("osD^v<>PX")
-    for (name, outcomes), marker in zip(attacks_of(result).items(), markers, strict=False):
-        if outcomes[0]["family"] == "adaptive":
-            lost = [points_lost([outcome]) for outcome in outcomes]
-            left = [evidence(outcome) for outcome in outcomes]
-            axes.scatter(lost, left, marker=marker, s=36, label=name, edgecolor="black", linewidth=0.4)
-    for points in curves(result).values():
-        axes.plot([lost for _, lost, _ in points], [left for _, _, left in points], color="grey", linewidth=0.8)
-    axes.axhline(LEVEL, color="black", linewidth=0.8, linestyle=":", label="1e-6, a committed claim's level")
-    axes.set(xlabel="accuracy that the thief loses, points", ylabel="-log10 p", yscale="symlog", ylim=(0, 1000))
-    axes.legend(fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure, panels = plt.subplots(1, 2, figsize=(11, 6), layout="constrained", sharex=True, sharey=True)
+    attacks = {name: outcomes for name, outcomes in attacks_of(result).items() if outcomes[0]["family"] == "adaptive"}
+    ways = {way: number for number, way in enumerate(dict.fromkeys(map(_way_of_attack, attacks)))}
+    for name, outcomes in attacks.items():
+        number = ways[_way_of_attack(name)]
+        color = f"C{number}"
+        lost, left = [points_lost([each]) for each in outcomes], [evidence(each) for each in outcomes]
+        faces = "none" if _FALLING in name else color
+        panels[int(_DISGUISED in name)].scatter(
+            lost, left, s=36, marker="osD^v"[number % 5], edgecolors=color, facecolors=faces
+        )
+    for name, points in curves(result).items():
+        lost, left = [lost for _, lost, _ in points], [left for _, _, left in points]
+        panels[int(_DISGUISED in name)].plot(lost, left, color="grey", linewidth=0.8)
+    for axes, title in zip(panels, ("by themselves", "then disguised"), strict=True):
+        axes.axhline(LEVEL, color="black", linewidth=0.8, linestyle=":", label="1e-6, a committed claim's level")
+        axes.set(title=title, xlabel="accuracy that the thief loses, points", yscale="symlog", ylim=(-0.15, 1000))
+    for way, number in ways.items():
+        axes.scatter([], [], s=36, color=f"C{number}", marker="osD^v"[number % 5], label=way)
+    axes.scatter([], [], s=36, edgecolors="black", facecolors="none", label="hollow: at a falling rate")
+    panels[0].set_ylabel("-log10 p")
+    figure.legend(*axes.get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=2)
     _save(figure, path)
+
+
+_FALLING, _DISGUISED = " at a falling rate", ", then disguised"
+
+
+def _way_of_attack(name: str) -> str:
+    """What an adaptive attack does, whatever its strength."""
+    return re.sub(rf"{_DISGUISED}|{_FALLING}| by [\d.]+|, \d+ x|, \d+ of each", "", name)
 
 
 class Picture(NamedTuple):
