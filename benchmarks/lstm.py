@@ -7,7 +7,7 @@ import dataclasses
 import functools
 
 from benchmarks.attacks import OF_TRIGGERS, Attacks
-from benchmarks.studies import FOR_SUITES, Config, Network, Study, compared_triggers, run, search, triggers, without
+from benchmarks.studies import FOR_SUITES, ONE_OF_EACH, Config, Network, Study, compared_triggers, run, search, triggers
 from scripts.configs import run_program
 
 # Of the training reviews the last 2,500 judge.
@@ -29,13 +29,11 @@ NETWORK = Network(
             {"strength": 0.3, "carriers": "features:200"},
             {"strength": 0.3, "carriers": "features:32", "subclasses": 4, "num_classes": 8},
         ),
-        # Pruned, tuned, overwritten; changed without training.
         "suite": Study(
             range(1),
             # Two classes, and as many key inputs as the ten of the other networks have and more.
             (FOR_SUITES | {"unmarked_epochs": 1, "num_key_inputs_per_class": 1000},),
-            suite={"suite": "brief", "only": without(), "fine_tuning_epochs": "10,20", "overwriting_epochs": "10"},
-            twins_of="default",
+            suite={"suite": "brief", "only": ONE_OF_EACH, "fine_tuning_epochs": "10,20", "overwriting_epochs": "10"},
         ),
         "triggers": triggers(range(3), dataclasses.replace(OF_TRIGGERS, overwrites=True, changes_inputs=False)),
         "families": compared_triggers(

@@ -84,6 +84,10 @@ def without(*patterns: str) -> str:
     return f"^(?!{'|'.join([*_SPARED, *patterns])})"
 
 
+# Of the suite "brief", what networks of hours go through: pruned, tuned and overwritten in one way; changed and disguised without training.
+ONE_OF_EACH = without(".*retrained", "RTAL", "overwritten, 3 x", "overwritten, 1 x at", "all of these, then fine-tuned")
+
+
 def search(shared: dict[str, Any], *settings: dict[str, Any], name: str = "search") -> Study:
     """A study that chooses how strong a mark is, or where it sits: one seed, apart from those of the results.
 

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 
 from benchmarks.attacks import OF_TRIGGERS, Attacks
-from benchmarks.studies import FOR_SUITES, Config, Network, Study, run, search, triggers, without
+from benchmarks.studies import FOR_SUITES, ONE_OF_EACH, Config, Network, Study, run, search, triggers
 from scripts.configs import run_program
 
 # Of the training images the last 5,000 judge.
@@ -29,12 +29,11 @@ NETWORK = Network(
             {"strength": 0.3, "carriers": "features:64", "pooling": "flatten"},
             {"strength": 0.3, "carriers": "features:64,middle:32"},
         ),
-        # Pruned, tuned, overwritten; changed without training.
+        # A third of the training here too.
         "suite": Study(
             range(1),
-            (FOR_SUITES | {"unmarked_epochs": 10},),
-            suite={"suite": "brief", "only": without(), "fine_tuning_epochs": "10,20", "overwriting_epochs": "10"},
-            twins_of="default",
+            (FOR_SUITES | {"epochs": 10, "unmarked_epochs": 3},),
+            suite={"suite": "brief", "only": ONE_OF_EACH, "fine_tuning_epochs": "10,20", "overwriting_epochs": "10"},
         ),
         "triggers": triggers(range(1), dataclasses.replace(OF_TRIGGERS, overwrites=True)),
         # A third of the training, and a thief who trains as long: what two hours of a core can say about overwriting.
