@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.populations import KINDS, files_of, marks_of, settings_of
+from benchmarks.populations import KINDS, UNMARKED, files_of, folder_of, marks_of, settings_of
 from scripts.configs import command_line, option, run_program
 
 _NUM_INPUTS = 2_000
@@ -46,7 +46,8 @@ def run(config: Config) -> dict[str, Any]:
         What `results/detector.json` holds.
 
     Raises:
-        ValueError: If networks are missing.
+        ValueError: If networks are missing of a kind that was begun, of the control or of those that it is told from. Kinds that were not
+            begun are left out, and named.
     """
     from tqdm import tqdm
 
@@ -54,10 +55,11 @@ def run(config: Config) -> dict[str, Any]:
     from scripts.records import circumstances, result_file, write_json
 
     path = result_file(config.results_dir, "detector")
-    files = {kind: files_of(config.runs_dir, kind) for kind in KINDS}
-    epochs = {kind: int(settings_of(config.runs_dir, kind)["epochs"]) for kind in KINDS}
+    begun = [kind for kind in KINDS if kind in (UNMARKED, _CONTROL) or folder_of(config.runs_dir, kind).exists()]
+    files = {kind: files_of(config.runs_dir, kind) for kind in begun}
+    epochs = {kind: int(settings_of(config.runs_dir, kind)["epochs"]) for kind in begun}
     # Those that were trained for different times could be told by that.
-    twins = {kind: _unmarked(epochs, kind) for kind in KINDS if KINDS[kind].mark is not None}
+    twins = {kind: _unmarked(epochs, kind) for kind in begun if KINDS[kind].mark is not None}
     data = load_mnist("mnist", config.data_dir)
     inputs, labels = data.x_test[:_NUM_INPUTS], data.y_test[:_NUM_INPUTS]
     described = {
@@ -80,6 +82,7 @@ def run(config: Config) -> dict[str, Any]:
         **circumstances(command_line("benchmarks.detector", config)),
         "data": data.name,
         "control": {"kind": _CONTROL, "auc": largest, "seen": largest >= _SEEN},
+        "missing": [kind for kind in KINDS if KINDS[kind].mark is not None and kind not in twins],
         "rows": rows,
     }
     write_json(path, result)

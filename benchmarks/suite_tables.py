@@ -285,6 +285,8 @@ def detector_table(results: dict[str, Result]) -> str:
         f"The positive control, {control['kind']}, is {'seen' if control['seen'] else '**not** seen: nothing follows'} "
         f"(AUC {control['auc']:.2f}).\n"
     )
+    if result["missing"]:
+        sentence += f"Not recorded yet: {', '.join(result['missing'])}.\n"
     return markdown_table(header, rows) + f"\n\n{sentence}{circumstances(result)}"
 
 

@@ -1,5 +1,6 @@
 """Networks of several kinds, and what can be seen of their marks without a key."""
 
+import dataclasses
 import json
 
 import keras
@@ -117,6 +118,31 @@ def test_the_area_under_the_curve_is_a_half_for_twins_and_one_for_strangers():
 
 def test_missing_networks_are_told(tmp_path):
     with pytest.raises(
-        ValueError, match=r"^There are too few networks of the kind 'unmarked, 20 epochs'\. Expected 60, .* Received: 0"
+        ValueError, match=r"^There are too few networks of the kind 'strength 1000'\. Expected 60, .* Received: 0"
     ):
         detector.run(detector.Config(runs_dir=str(tmp_path), results_dir=str(tmp_path)))
+
+
+@pytest.mark.filterwarnings("ignore:The released model does not carry the mark")
+def test_kinds_that_were_not_begun_are_named(small_task, tmp_path, monkeypatch):
+    """And a result says of each other kind what its owners read, and how well it is seen."""
+    few = {kind: dataclasses.replace(each, num_models=1, epochs=1) for kind, each in populations.KINDS.items()}
+    monkeypatch.setattr(populations, "KINDS", few)
+    monkeypatch.setattr(detector, "KINDS", {kind: few[kind] for kind in ("strength 1000", "2 classes", "unmarked")})
+    monkeypatch.setattr("scripts.datasets.load_mnist", lambda name, data_dir: populations._task(None).data)
+    # One network a side leaves none to judge.
+    monkeypatch.setattr(
+        detector,
+        "detectability",
+        lambda marked, unmarked, num_resamples: {"a forest": {"auc": 0.95, "interval": [0, 1]}},
+    )
+    for kind in ("unmarked", "strength 1000"):
+        (path,) = populations.run(populations.Config(kind=kind, runs_dir=str(tmp_path)))
+    read = json.loads(path.with_suffix(".json").read_text())
+    result = detector.run(detector.Config(runs_dir=str(tmp_path), results_dir=str(tmp_path)))
+    (row,) = result["rows"]
+    assert result["missing"] == ["2 classes"]
+    assert (row["kind"], row["epochs"], row["num_marked"], row["num_unmarked"]) == ("strength 1000", 1, 1, 1)
+    assert list(row["mark"].values()) == [read["bit_error_rate"], read["log10_p_value"]]
+    assert result["control"] == {"kind": "strength 1000", "auc": 0.95, "seen": True}
+    assert json.loads((tmp_path / "detector.json").read_text()) == result

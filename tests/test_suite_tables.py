@@ -332,13 +332,15 @@ def test_detectors_stand_with_their_intervals():
     row |= {"mark": {"bit_error_rate": 0.0012, "largest_log10_p_value": -88.4}}
     row |= {"classifiers": {"logistic regression": area}}
     control = {"kind": "strength 1000", "auc": 0.961, "seen": True}
-    lines = suite_tables.detector_table({"detector": RESULT | {"rows": [row], "control": control}}).splitlines()
+    result = RESULT | {"rows": [row], "control": control, "missing": ["2 classes"]}
+    lines = suite_tables.detector_table({"detector": result}).splitlines()
     assert lines[0].startswith(
         "| mark | wrong bits, % (log10 p, weakest network) | epochs | networks, marked and not |"
     )
     assert lines[0].endswith(" AUC, logistic regression: 95 %, out of bag |")
     assert lines[2] == "| default | 0.12 (-88) | 5 | 120, 223 | 0.63 [0.52, 0.74] |"
     assert lines[4] == "The positive control, strength 1000, is seen (AUC 0.96)."
+    assert lines[5] == "Not recorded yet: 2 classes."
 
 
 def test_pictures_are_drawn(tmp_path):
