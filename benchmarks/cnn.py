@@ -10,6 +10,8 @@ from benchmarks.attacks import OF_TRIGGERS, Attacks
 from benchmarks.studies import (
     FAMILIES,
     FOR_SUITES,
+    ONE_OF_EACH,
+    OTHER_WAYS,
     Config,
     Network,
     Study,
@@ -23,6 +25,11 @@ from scripts.configs import run_program
 
 # Of the training images the last 5,000 judge.
 _SEARCH = {"holdout": 5000}
+
+_SHORT = {"suite": "full", "fine_tuning_epochs": "10,50", "overwriting_epochs": "10"}
+# Attacks that train, as patterns of their names.
+_ADAPTIVE = ("class means", "overwritten with", "marked layers")
+_TRAINED_MODIFICATIONS = ("weights.*then fine-tuned", "fine-pruned", "L2", ".*labels", "adversarial", "Neural")
 
 NETWORK = Network(
     "cnn",
@@ -50,19 +57,17 @@ NETWORK = Network(
             ),
             twins_of="capacity",
         ),
-        # All attacks, on models that disguised copies can be told from. The seeds after the first say how much the rows vary
-        # that something is asked of, and need no hundreds of epochs for that.
+        # All attacks, on models that disguised copies can be told from. The seeds share out those that train, five hours of a core each:
+        # long fine-tuning and overwriting; modifications and extraction; thieves who know the method, and copies that are fine-tuned.
         "suite": Study(
             range(3),
             (FOR_SUITES | {"unmarked_epochs": 10},),
-            suite={"suite": "full", "only": without("overwritten, 3 x, 100")},
-            later_suite={
-                "suite": "brief",
-                "only": without(".*retrained", "RTAL", "overwritten, 3 x", "overwritten, 1 x at"),
-                "fine_tuning_epochs": "10,50",
-                "overwriting_epochs": "10",
-            },
-            twins_of="default",
+            suites=(
+                ONE_OF_EACH | {"fine_tuning_epochs": "10,50,100,200", "overwriting_epochs": "10,100"},
+                _SHORT
+                | {"only": without(*OTHER_WAYS, *_ADAPTIVE, "(units|BatchNorm|all of these).*, then fine-tuned")},
+                _SHORT | {"only": without(*_TRAINED_MODIFICATIONS, "distilled")},
+            ),
         ),
         "triggers": triggers(range(3), dataclasses.replace(OF_TRIGGERS, fine_tuning_epochs=50, overwrites=True)),
         "families": compared_triggers(FAMILIES, 5000, OF_TRIGGERS),

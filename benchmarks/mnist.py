@@ -78,7 +78,7 @@ NETWORK = Network(
                     {"strength": 10.0, "carriers": "features:32,hidden:32"},
                 )
             ),
-            suite=_OVERWRITING | {"overwriting_epochs": "10"},
+            suites=(_OVERWRITING | {"overwriting_epochs": "10"},),
             num_payload_bits=64,
             program="benchmarks.train_normalized_mlp",
             twins_of="defences",
@@ -88,13 +88,15 @@ NETWORK = Network(
         "defences_again": Study(
             range(103, 108),
             tuple(each | {"holdout": 5000} for each in (_FIRST, *_BEST_DEFENCES)),
-            suite=_OVERWRITING | {"overwriting_epochs": "10,100"},
+            suites=(_OVERWRITING | {"overwriting_epochs": "10,100"},),
             num_payload_bits=64,
             program="benchmarks.train_normalized_mlp",
             twins_of="defences_again",
         ),
         # All attacks, on models that disguised copies can be told from; `benchmarks.populations` has the unrelated ones.
-        "suite": Study(range(3), (FOR_SUITES | {"unmarked_epochs": 5},), suite={"suite": "full"}, unrelated=UNMARKED),
+        "suite": Study(
+            range(3), (FOR_SUITES | {"unmarked_epochs": 5},), suites=({"suite": "full"},), unrelated=UNMARKED
+        ),
         # With twins of its own, which take minutes here.
         "triggers": dataclasses.replace(
             triggers(range(5), dataclasses.replace(OF_TRIGGERS, fine_tuning_epochs=50, overwrites=True)),

@@ -28,9 +28,8 @@ class Study:
         settings: What differs from the program's defaults; a run for each and every seed.
         attacks: What the released models go through; nothing by default.
         num_attacked: How many of the settings, from the first on, have their models go through that; all by default.
-        suite: Flags of `scripts.attack`, for the suite that they go through beside that; none by default. A thief has the seed of the
-            run, the same for all settings, so that these can be compared in pairs.
-        later_suite: The same for the seeds after the first, where these need less; as the first by default.
+        suites: Flags of `scripts.attack`, for the suite that they go through beside that: the same for all seeds, or one for each; none by
+            default. A thief has the seed of the run, the same for all settings, so that these can be compared in pairs.
         unrelated: Kind of `benchmarks.populations` that suspects of the suite are compared with, where units are matched with the marked
             model's; none by default.
         num_payload_bits: Payload that is decoded from the bits that the suite leaves (`benchmarks.redundancy`); none by default.
@@ -43,8 +42,7 @@ class Study:
     settings: tuple[dict[str, Any], ...] = ({},)
     attacks: Attacks | None = None
     num_attacked: int | None = None
-    suite: Mapping[str, Any] | None = None
-    later_suite: Mapping[str, Any] | None = None
+    suites: tuple[Mapping[str, Any], ...] = ()
     unrelated: str | None = None
     num_payload_bits: int | None = None
     program: str | None = None
@@ -84,8 +82,11 @@ def without(*patterns: str) -> str:
     return f"^(?!{'|'.join([*_SPARED, *patterns])})"
 
 
-# Of the suite "brief", what networks of hours go through: pruned, tuned and overwritten in one way; changed and disguised without training.
-ONE_OF_EACH = without(".*retrained", "RTAL", "overwritten, 3 x", "overwritten, 1 x at", "all of these, then fine-tuned")
+# Further ways to prune, tune and overwrite.
+OTHER_WAYS = (".*retrained", "RTAL", "overwritten, 3 x", "overwritten, 1 x at")
+
+# What networks of hours go through: pruned, tuned and overwritten in one way each; changed and disguised without training.
+ONE_OF_EACH = {"suite": "brief", "only": without(*OTHER_WAYS, "all of these, then fine-tuned")}
 
 
 def search(shared: dict[str, Any], *settings: dict[str, Any], name: str = "search") -> Study:
@@ -275,7 +276,7 @@ def _run(network: Network, config: Config, number: int, seed: int) -> dict[str, 
         for part in attacked(row, program, settings, study.attacks):
             row |= part
             write_json(path, row)
-    if study.suite is not None:
+    if study.suites:
         _go_through_suite(row, folder, config, study, seed)
         write_json(path, row)
     return row
@@ -289,7 +290,7 @@ def _go_through_suite(row: dict[str, Any], folder: pathlib.Path, config: Config,
     from benchmarks.populations import KINDS, folder_of
     from scripts import attack
 
-    flags = study.suite if seed == study.seeds[0] else study.later_suite or study.suite
+    flags = study.suites[study.seeds.index(seed) % len(study.suites)]
     reference = folder / "reference.keras"
     suite = attack.Config(
         model=str(folder / "marked.keras"),
@@ -302,7 +303,7 @@ def _go_through_suite(row: dict[str, Any], folder: pathlib.Path, config: Config,
         seed=seed,
         num_workers=1,
         resume=True,
-        **flags or {},
+        **flags,
     )
     # The study's command makes it again; the suite's own names folders of one machine.
     row["suite"] = {name: value for name, value in attack.run(suite).items() if name != "command"}

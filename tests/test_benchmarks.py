@@ -763,11 +763,10 @@ def test_the_studies_settings_are_flags_of_their_programs(name):
             for config in configs:
                 recorded = {"program": program.__name__} | result_settings(config)
                 assert not folders.other_settings(first, program.__name__, recorded, folders.OF_THE_MARK)
-        for flags in filter(None, (study.suite, study.later_suite)):
+        for flags in study.suites:
             suite = attack.Config("marked.keras", "owner.key", "attacked", **flags)
             epochs = [attack._epochs(suite, f"{name}_epochs") for name in ("fine_tuning", "overwriting")]
             names = [each.name for each in suites.suite(suite.suite, *epochs) if re.search(suite.only, each.name)]
-            # What a bar asks for is among the rows.
             assert f"overwritten, 1 x, {epochs[1][-1]} epochs" in names
             assert "defences" in network.studies or f"fine-tuned, {epochs[0][-1]} epochs" in names
     assert network.studies["default"].settings == ({},)
@@ -782,7 +781,7 @@ def test_a_suite_stands_in_the_row_with_its_circumstances_and_tries_again_what_f
 
     monkeypatch.setattr(attack, "run", run)
     monkeypatch.setattr(attack, "with_settings_of_run", lambda config: dataclasses.replace(config, epochs=7))
-    study = studies.Study(range(1), suite={"suite": "paper"}, unrelated="unmarked")
+    study = studies.Study(range(1), suites=({"suite": "paper"},), unrelated="unmarked")
     row, config = {}, studies.Config("suite", runs_dir=str(tmp_path))
     with pytest.raises(ValueError, match=r"^There are too few networks of the kind 'unmarked'\. Expected 223, "):
         studies._check_unrelated(study, config)
@@ -797,8 +796,8 @@ def test_a_suite_stands_in_the_row_with_its_circumstances_and_tries_again_what_f
     row["suite"]["rows"] = [{"attack": "a", "refused": "OSError: disk full", "survived": "failed"}]
     studies._go_through_suite(row, tmp_path / "0_0", config, study, seed=0)
     assert len(asked) == 2 and row["suite"]["rows"] == []
-    # Later seeds may need less, and have a thief of their own.
-    study = dataclasses.replace(study, seeds=range(2), later_suite={"suite": "brief"})
+    # Seeds may share attacks out, and have a thief of their own.
+    study = dataclasses.replace(study, seeds=range(2), suites=({"suite": "paper"}, {"suite": "brief"}))
     for seed in study.seeds:
         studies._go_through_suite(row, tmp_path / "0_0", config, study, seed)
     assert [(each.suite, each.seed) for each in asked[2:]] == [("paper", 0), ("brief", 1)]
