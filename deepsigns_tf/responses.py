@@ -6,6 +6,7 @@ than classes, labels and widths; seed, bits and projection stay with whoever ask
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -22,6 +23,9 @@ from deepsigns_tf.activations import (
     record_activations,
 )
 from deepsigns_tf.weights_digest import weights_digest
+
+# What is taken together where it is little.
+_HELD_BYTES, _LARGEST_BATCH = 256 << 20, 1024
 
 
 class Place(NamedTuple):
@@ -98,7 +102,8 @@ class LocalModel:
 
     Args:
         model: Any Keras model.
-        batch_size: Inputs at a time; what all layers put out for them is held at once.
+        batch_size: Inputs at a time; what all layers put out for them is held at once. More, up to 1,024, where that still fits into
+            256 MiB: it takes a loop over time steps as long for many as for few.
 
     Example:
 
@@ -111,7 +116,7 @@ class LocalModel:
 
     def __init__(self, model: keras.Model, batch_size: int = 128) -> None:
         self._model = model
-        self._batch_size = batch_size
+        self._batch_size = max(batch_size, min(_LARGEST_BATCH, _HELD_BYTES // (_bytes_per_input(model) or _HELD_BYTES)))
 
     @property
     def caveats(self) -> tuple[str, ...]:
@@ -127,7 +132,7 @@ class LocalModel:
         return list(named_layers(self._model))
 
     @property
-    def file_digest(self) -> None:
+    def file_digest(self) -> str | None:
         """Not known."""
         return None
 
@@ -177,6 +182,62 @@ class LocalModel:
                     yield rows, number, place, np.asarray(features, np.float32)
 
 
+class Remembered(LocalModel):
+    """A model in this process that is asked for the same inputs in several ways: it is run for the widest question, if that comes first.
+
+    Args:
+        model: Any Keras model. It must not change from then on.
+        file_digest: SHA-256 of the file that it was loaded from, in hexadecimal.
+
+    Example:
+
+    >>> layers = [keras.layers.Dense(128, name="hidden"), keras.layers.Dense(64, name="head")]
+    >>> model = keras.Sequential([keras.Input((8,)), *layers])
+    >>> remembered, inputs = Remembered(model), np.random.rand(64, 8)
+    >>> wide, exact = (Role((0, 1), "mean", 32, least, 128) for least in (64, 128))
+    >>> [list(responses.arrays) for responses in remembered.features(inputs, [wide])]
+    [[Place(path='hidden', call=0), Place(path='head', call=0)]]
+    >>> [list(responses.arrays) for responses in remembered.class_means(inputs, np.arange(64) % 2, [exact])]
+    [[Place(path='hidden', call=0)]]
+    """
+
+    def __init__(self, model: keras.Model, file_digest: str | None = None) -> None:
+        super().__init__(model)
+        self._file_digest = file_digest
+        self._inputs: Inputs | None = None
+        self._heard_roles: Sequence[Role] = ()
+        self._found: list[Responses] = []
+
+    @property
+    def file_digest(self) -> str | None:
+        """As given."""
+        return self._file_digest
+
+    def class_means(self, inputs: Inputs, labels: np.ndarray, roles: Sequence[Role]) -> list[Responses]:
+        """Class means of the features."""
+        found = self.features(inputs, roles)
+        return [
+            Responses(
+                {place: means_of_classes(each, labels, role.classes) for place, each in responses.arrays.items()},
+                responses.num_admissible,
+            )
+            for role, responses in zip(roles, found, strict=True)
+        ]
+
+    def features(self, inputs: Inputs, roles: Sequence[Role]) -> list[Responses]:
+        """Features, in a pass over the inputs unless they were all heard in the last one."""
+        if inputs is not self._inputs or not _are_within(roles, self._heard_roles):
+            self._found = super().features(inputs, roles)
+            self._inputs, self._heard_roles = inputs, roles
+        return [
+            Responses(
+                {place: each for place, each in responses.arrays.items() if _is_told(each.shape[1], role)},
+                responses.num_admissible,
+            )
+            for role, responses in zip(roles, self._found, strict=True)
+        ]
+
+
 def respondent(model: keras.Model | Respondent) -> Respondent:
     """What answers for a model: a Keras model by itself, in this process.
 
@@ -219,6 +280,37 @@ def means_of_classes(features: np.ndarray, labels: np.ndarray, classes: Sequence
     members = membership(labels, classes)
     with np.errstate(invalid="ignore"):
         return np.asarray(members @ features.astype(np.float64, copy=False) / members.sum(axis=1)[:, None])
+
+
+def _are_within(roles: Sequence[Role], heard: Sequence[Role]) -> bool:
+    """Whether the same roles were heard, each with all widths that are asked for."""
+    return len(roles) == len(heard) and all(
+        dataclasses.replace(other, least_units=role.least_units, most_units=role.most_units) == role
+        and other.least_units <= role.least_units
+        and role.most_units <= other.most_units
+        for role, other in zip(roles, heard, strict=True)
+    )
+
+
+def _bytes_per_input(model: keras.Model) -> int | None:
+    """What the layers of a functional or Sequential model put out for one input; None where that is not known beforehand."""
+    if not getattr(model, "inputs", None):
+        return None
+    layers = named_layers(model).values()
+    # These put out no more than what holds them.
+    inside = {
+        id(inner)
+        for layer in layers
+        if isinstance(layer, (keras.layers.Wrapper, keras.layers.Bidirectional, keras.layers.RNN))
+        for inner in named_layers(layer).values()
+    }
+    try:
+        outputs = keras.tree.flatten([layer.output for layer in layers if id(layer) not in inside])
+        sizes: list[int] = [math.prod(tensor.shape[1:]) for tensor in outputs]
+    except (AttributeError, ValueError, TypeError):
+        # A layer of layers of its own, one that is called several times, an unknown length.
+        return None
+    return 4 * sum(sizes)
 
 
 def _is_told(width: int, role: Role) -> bool:

@@ -24,7 +24,7 @@ from deepsigns_tf.suspect_weights import look_at_weights
 # What a model allocates beside what its file holds: states of random numbers, tables, layers that are built twice.
 _FREE_NUMBERS = 1 << 20
 _NUMBERS_PER_NUMBER = 2
-# All layers' outputs for so many inputs must fit: of WRN-28-10 they take 0.9 GiB.
+# All layers' outputs for so many inputs must fit: of WRN-28-10 they take 0.9 GiB. Of smaller networks more are taken.
 _BATCH_SIZE = 32
 _UNLIMITED = 1 << 62
 

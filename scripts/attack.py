@@ -563,13 +563,15 @@ def _examiner(config: Config) -> "Examiner":
 def _unrelated(config: Config, owner_key: Any, marked: Any) -> "list[AlignedReading]":
     """Readings of the unrelated models, taken once."""
     from deepsigns_tf.recovery import AlignedReading, read_aligned
+    from deepsigns_tf.responses import Remembered
     from scripts.records import write_json
 
     if config.unrelated is None:
         return []
     path = pathlib.Path(config.output_dir) / "unrelated.json"
     if not path.exists():
-        readings = [read_aligned(_examined(str(each)), owner_key, marked) for each in _unrelated_files(config)]
+        known = Remembered(marked)
+        readings = [read_aligned(_examined(str(each)), owner_key, known) for each in _unrelated_files(config)]
         write_json(path, [dataclasses.asdict(reading) for reading in readings])
     return [AlignedReading(**reading) for reading in json.loads(path.read_text())]
 

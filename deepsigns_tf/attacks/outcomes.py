@@ -8,8 +8,10 @@ from typing import Any, Literal
 import keras
 import numpy as np
 
+from deepsigns_tf.files import file_digest
 from deepsigns_tf.owner_key import OwnerKey
 from deepsigns_tf.recovery import AlignedReading, read_aligned, recover
+from deepsigns_tf.responses import Remembered
 from deepsigns_tf.trigger_verification import verify_predict_fn
 from deepsigns_tf.verification import Verdict, each_way, verify
 
@@ -64,14 +66,15 @@ class Examiner:
         }
         commitment = self.owner_key.commitment()
         if self.owner_key.carriers:
-            found["weights"] = _read(lambda: verify(model, self.owner_key, commitment=commitment))
-            if self.reference is not None:
-                reference = self.reference
-                found["referred"] = _read(
-                    lambda: _best_match(each_way(model, self.owner_key, commitment=commitment, reference=reference))
+            suspect, matched = Remembered(model), {}
+            # A match asks for more widths: it comes first, so that the model is run once.
+            if (reference := self._known_reference) is not None:
+                matched["referred"] = _read(
+                    lambda: _best_match(each_way(suspect, self.owner_key, commitment=commitment, reference=reference))
                 )
             if self.unrelated:
-                found["aligned"] = self._aligned(model)
+                matched["aligned"] = self._aligned(suspect)
+            found |= {"weights": _read(lambda: verify(suspect, self.owner_key, commitment=commitment)), **matched}
         if self.owner_key.triggers is not None:
             verdict = verify_predict_fn(
                 lambda inputs: model.predict(change(inputs), verbose=0),
@@ -91,9 +94,21 @@ class Examiner:
     def _released_outputs(self) -> np.ndarray:
         return _outputs(self.marked, self.x_test)
 
-    def _aligned(self, model: keras.Model) -> dict[str, Any]:
+    @functools.cached_property
+    def _known_marked(self) -> Remembered:
+        return Remembered(self.marked)
+
+    @functools.cached_property
+    def _known_reference(self) -> Remembered | None:
+        if self.reference is None:
+            return None
+        return Remembered(
+            keras.models.load_model(self.reference, compile=False, safe_mode=True), file_digest(self.reference)
+        )
+
+    def _aligned(self, suspect: Remembered) -> dict[str, Any]:
         try:
-            reading = read_aligned(model, self.owner_key, self.marked)
+            reading = read_aligned(suspect, self.owner_key, self._known_marked)
         except ValueError as error:
             return {"recovered": False, "refused": str(error)}
         return recover(reading, self.gate, self.unrelated).to_dict()
