@@ -52,6 +52,11 @@ KINDS: dict[str, Population] = {
     # A tenth sets the gate of a recovery, and 201 count.
     UNMARKED: Population(None, 223),
     "default, 20 epochs": Population({}, epochs=20),
+    # Added when all marks above, but the one of 20 epochs, were known to be seen: how weak must one be?
+    "strength 0.01": Population({"strength": 0.01}),
+    "16 bits, strength 0.01": Population({"strength": 0.01, "carriers": "features:16"}),
+    # Measures and changes nothing: what is seen of it is not the mark.
+    "strength 0": Population({"strength": 0.0}),
 }
 # Seeds of the kinds are apart, and from those of all results.
 _FIRST_SEED, _SEEDS_OF_A_KIND = 100_000, 1_000
