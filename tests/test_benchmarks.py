@@ -8,9 +8,11 @@ import json
 import math
 import operator
 import os
+import pathlib
 import re
 import shutil
 import subprocess
+import sys
 import time
 import types
 
@@ -724,6 +726,39 @@ def test_an_error_of_one_run_ends_the_others():
         sleeping, failing = pool.submit(time.sleep, 300), pool.submit(operator.truediv, 1, 0)
         failing.result()
     assert time.monotonic() - begin < 100 and sleeping.exception()
+
+
+def test_workers_end_with_the_process_that_made_them(tmp_path):
+    """Killed, it can no longer tell them to."""
+    program = (
+        "import os, time\n"
+        "from scripts.cores import pool_on_cores\n"
+        "if __name__ == '__main__':\n"
+        "    with pool_on_cores(1) as pool:\n"
+        "        print(pool.submit(os.getpid).result(), flush=True)\n"
+        "        pool.submit(time.sleep, 300).result()\n"
+    )
+    (tmp_path / "program.py").write_text(program)
+    environment = os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parents[1])}
+    command = [sys.executable, tmp_path / "program.py"]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        worker = int(process.stdout.readline())
+        assert _is_running(worker)
+        process.kill()
+    deadline = time.monotonic() + 30
+    while _is_running(worker) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _is_running(worker)
+
+
+def _is_running(number):
+    """A process that has ended and that nobody has waited for is none."""
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return False
+    stat = pathlib.Path(f"/proc/{number}/stat")
+    return not (stat.exists() and stat.read_text().rpartition(")")[2].split()[0] == "Z")
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system does not pin processes to cores")
