@@ -7,6 +7,8 @@ import pytest
 from deepsigns_tf import responses
 from deepsigns_tf.responses import LocalModel, Remembered, Role
 
+pytestmark = pytest.mark.any_backend
+
 INPUTS, LABELS = np.random.default_rng(0).normal(size=(300, 12)).astype("float32"), np.arange(300) % 3
 
 
