@@ -57,8 +57,8 @@ NETWORK = Network(
             ),
             twins_of="capacity",
         ),
-        # All attacks, on models that disguised copies can be told from. The seeds share out those that train, five hours of a core each:
-        # long fine-tuning and overwriting; modifications and extraction; thieves who know the method, and copies that are fine-tuned.
+        # All attacks, on models that disguised copies can be told from. The seeds share out those that train, about five hours of a core
+        # each: long fine-tuning and overwriting; modifications and extraction; thieves who know the method, and copies that are fine-tuned.
         "suite": Study(
             range(3),
             (FOR_SUITES | {"unmarked_epochs": 10},),
