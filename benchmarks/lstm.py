@@ -33,7 +33,7 @@ NETWORK = Network(
             range(1),
             # Two classes, and as many key inputs as the ten of the other networks have and more.
             (FOR_SUITES | {"unmarked_epochs": 1, "num_key_inputs_per_class": 1000},),
-            suites=(ONE_OF_EACH | {"fine_tuning_epochs": "10,20", "overwriting_epochs": "10"},),
+            suites=(ONE_OF_EACH,),
         ),
         "triggers": triggers(range(3), dataclasses.replace(OF_TRIGGERS, overwrites=True, changes_inputs=False)),
         "families": compared_triggers(

@@ -149,7 +149,7 @@ def run(config: Config) -> list[pathlib.Path]:
     folder.mkdir(parents=True, exist_ok=True)
     settings = {
         "kind": config.kind,
-        "epochs": config.epochs or KINDS[config.kind].epochs,
+        "epochs": _epochs(config),
         "mark": KINDS[config.kind].mark,
     }
     if (folder / "config.json").exists() and settings_of(config.runs_dir, config.kind) != settings:
@@ -165,6 +165,10 @@ def run(config: Config) -> list[pathlib.Path]:
         for job in tqdm(concurrent.futures.as_completed(jobs), total=len(jobs), desc=config.kind):
             job.result()
     return paths
+
+
+def _epochs(config: Config) -> int:
+    return config.epochs or KINDS[config.kind].epochs
 
 
 @functools.cache
@@ -184,9 +188,7 @@ def _train(config: Config, number: int) -> None:
 
     mark = KINDS[config.kind].mark
     seed = _FIRST_SEED + _SEEDS_OF_A_KIND * list(KINDS).index(config.kind) + number
-    settings = program.Config(
-        output_dir="", epochs=config.epochs or KINDS[config.kind].epochs, seed=seed, **(mark or {})
-    )
+    settings = program.Config(output_dir="", epochs=_epochs(config), seed=seed, **(mark or {}))
     task = _task(config.data_dir)
     with fresh_start(settings):
         if mark is None:

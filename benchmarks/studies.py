@@ -86,7 +86,12 @@ def without(*patterns: str) -> str:
 OTHER_WAYS = (".*retrained", "RTAL", "overwritten, 3 x", "overwritten, 1 x at")
 
 # What networks of hours go through: pruned, tuned and overwritten in one way each; changed and disguised without training.
-ONE_OF_EACH = {"suite": "brief", "only": without(*OTHER_WAYS, "all of these, then fine-tuned")}
+ONE_OF_EACH = {
+    "suite": "brief",
+    "only": without(*OTHER_WAYS, "all of these, then fine-tuned"),
+    "fine_tuning_epochs": "10,20",
+    "overwriting_epochs": "10",
+}
 
 
 def search(shared: dict[str, Any], *settings: dict[str, Any], name: str = "search") -> Study:
