@@ -46,13 +46,12 @@ def suite_table(results: dict[str, Result], study: str) -> str:
 
 
 def attacks_of(result: Result) -> dict[str, list[dict[str, Any]]]:
-    """Attack -> one outcome for each seed whose model took it, each with the accuracy that the marked model had before."""
+    """Attack -> one outcome for each seed whose model took it."""
     found: dict[str, list[dict[str, Any]]] = {}
     for row in result["rows"]:
         for outcome in row["suite"]["rows"]:
             if "refused" not in outcome:
-                before = {"accuracy_before": row["suite"]["marked"]["accuracy"]}
-                found.setdefault(outcome["attack"], []).append(outcome | before)
+                found.setdefault(outcome["attack"], []).append(outcome)
     return found
 
 
