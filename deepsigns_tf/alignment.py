@@ -8,10 +8,14 @@ suspect that is matched with it.
 import dataclasses
 
 import numpy as np
+import scipy.linalg
 import scipy.optimize
 
 # A unit whose responses vary by less than this share of their size says nothing.
 _DEAD = 1e-6
+# Of responses of length 1, what varies less in all units together is rounding as much as it is them. Ten times as much or a third found as
+# many units of an MLP (98 to 99 %), and of an LSTM's last layer 38 to 52 %.
+_SMALL = 0.03
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -21,8 +25,8 @@ class Alignment:
     Args:
         sources: `(M,)` the suspect's unit for each of the reference's; -1 where none is left.
         scales: `(M,)` positive factors that bring the suspect's units to the reference's size.
-        correlations: `(M,)` between the responses of matched units, in [-1, 1]; 0 where there is none, NaN where the reference's unit
-            never moves and any would do.
+        correlations: `(M,)` between the responses of matched units, as they were compared, in [-1, 1]; 0 where there is none, NaN where
+            the reference's unit never moves and any would do.
     """
 
     sources: np.ndarray
@@ -74,7 +78,7 @@ class Alignment:
         return np.asarray(self.scales * found)
 
 
-def align(reference: np.ndarray, suspect: np.ndarray) -> Alignment:
+def align(reference: np.ndarray, suspect: np.ndarray, *, decorrelated: bool = False) -> Alignment:
     r"""Matches units one to one, so that the sum of the correlations between their responses is largest.
 
     Units that never move are left out. Of a unit that was split or cloned any copy will do: they respond alike, up to a factor. The
@@ -83,6 +87,9 @@ def align(reference: np.ndarray, suspect: np.ndarray) -> Alignment:
     Args:
         reference: `(n, M)` features of a layer, for n public inputs, more of them than units for a good match.
         suspect: `(n, M')` features of the suspect's layer, for the same inputs.
+        decorrelated: Whether to compare what each unit does and the others of its layer do not. A layer's units mostly do the same, which
+            training goes on to change: without this a later network's units are mistaken for one another. What all do is left out of the
+            correlations then, so that these are smaller.
 
     Returns:
         The alignment.
@@ -98,7 +105,8 @@ def align(reference: np.ndarray, suspect: np.ndarray) -> Alignment:
     ([1, 3, 0, 2], [0.5, 0.5, 0.5, 0.5], 1.0)
 
     Source: Li et al., "Convergent learning: do different neural networks learn the same representations?", ICLR 2016 (one-to-one matching
-    by correlation); Kuhn, "The Hungarian method", 1955.
+    by correlation); Kuhn, "The Hungarian method", 1955; Kessy, Lewin, Strimmer, "Optimal whitening and decorrelation", The American
+    Statistician 72, 2018 (ZCA-cor: the uncorrelated variables that are nearest to the given ones).
     """
     reference, suspect = (np.asarray(each, np.float64) for each in (reference, suspect))
     shapes = reference.shape, suspect.shape
@@ -114,6 +122,8 @@ def align(reference: np.ndarray, suspect: np.ndarray) -> Alignment:
         )
     profiles, moves = _profiles(reference)
     candidates, alive = _profiles(suspect)
+    if decorrelated:
+        profiles, candidates = _decorrelated(profiles), _decorrelated(candidates)
     correlations = np.full(reference.shape[1], np.nan)
     correlations[moves] = 0.0
     sources, scales = np.full(reference.shape[1], -1), np.ones(reference.shape[1])
@@ -137,3 +147,12 @@ def _profiles(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     lengths = np.linalg.norm(centred, axis=0)
     moves = lengths > _DEAD * np.linalg.norm(features, axis=0)
     return centred / np.where(moves, lengths, 1.0), moves
+
+
+def _decorrelated(profiles: np.ndarray) -> np.ndarray:
+    """The uncorrelated columns that are nearest to the given ones, but for directions that are small in all of them; of length 1."""
+    left, sizes, right = scipy.linalg.svd(profiles, full_matrices=False)
+    found = left @ ((sizes / (sizes + _SMALL))[:, None] * right)
+    lengths = np.linalg.norm(found, axis=0)
+    # A unit that never moves stays one.
+    return found / np.where(lengths > 0, lengths, 1.0)

@@ -79,7 +79,11 @@ class Matched(NamedTuple):
 
 
 def matched_candidates(
-    model: keras.Model | Respondent, owner_key: OwnerKey, reference: keras.Model | Respondent
+    model: keras.Model | Respondent,
+    owner_key: OwnerKey,
+    reference: keras.Model | Respondent,
+    *,
+    decorrelated: bool = False,
 ) -> Matched:
     """Class means of the key inputs in every output that is wide enough, as `candidate_means` and in the units of a reference's layer.
 
@@ -94,6 +98,7 @@ def matched_candidates(
         model: The suspect, any Keras model, or one in a process of its own.
         owner_key: A key with key inputs and layers.
         reference: A model of the architecture that the key's layers name.
+        decorrelated: As in `align`.
 
     Returns:
         Carrier -> its candidates, of the width that the key names, in each of the four ways.
@@ -124,7 +129,7 @@ def matched_candidates(
         result.plain[layer.carrier] = Candidates(as_wide, heard.num_admissible)
         finite = {place: each for place, each in features.items() if np.isfinite(each).all()}
         within = {place: _within_classes(each, labels) for place, each in finite.items()}
-        matches = {place: align(profiles, each) for place, each in within.items()}
+        matches = {place: align(profiles, each, decorrelated=decorrelated) for place, each in within.items()}
         num_admissible = heard.num_admissible * of_reference[layer.carrier].num_admissible
         qualities = {place: match.quality for place, match in matches.items()}
         for into, ways in (

@@ -123,6 +123,7 @@ def read_aligned(
     1.0
     """
     num_matches, num_bits, qualities = 0, 0, []
+    # What all units do together is what overwriting leaves of them: a match without it would count fewer copies.
     found = matched_candidates(model, owner_key, marked).scaled
     for layer in owner_key.layers:
         candidates = found[layer.carrier]

@@ -308,7 +308,7 @@ def each_way(
     else:
         other = _referred(reference, owner_key)
         # Sizes are an attacker's to choose; doing without them costs a part of the mark, taking the reference's a larger one.
-        matched = matched_candidates(model, owner_key, other)
+        matched = matched_candidates(model, owner_key, other, decorrelated=True)
         ways = [(False, matched.plain), (True, matched.unscaled), (True, matched.evened)]
     by_map = opened is not None and opened.layers_committed and not search
     recorded = [_as_recorded(found, owner_key) if by_map else None for _, found in ways]

@@ -57,6 +57,23 @@ def test_unrelated_units_match_less_than_noisy_copies():
     assert (align(REFERENCE, noisy[:, ::-1]).sources == np.arange(30)[::-1]).all()
 
 
+def test_units_that_mostly_do_the_same_are_told_by_what_they_do_alone():
+    """Two shared factors make up nearly all of each; how much of them goes where is what has changed since."""
+    factors, own, order = RANDOM.normal(size=(400, 2)), RANDOM.normal(size=(400, 30)), RANDOM.permutation(30)
+    before, after = (8 * factors @ RANDOM.normal(size=(2, 30)) + own for _ in range(2))
+    right = np.argsort(order)
+    assert (align(before, after[:, order]).sources == right).mean() < 0.3
+    found = align(before, (after * RANDOM.uniform(0.2, 5, 30))[:, order], decorrelated=True)
+    assert (found.sources == right).all() and 0.5 < found.quality < 1
+    # Units that were split, or added and never move, change nothing about that.
+    widened = np.concatenate([after[:, order], 0.3 * after[:, order[:5]], np.zeros((400, 3))], axis=1)
+    found = align(before, widened, decorrelated=True)
+    np.testing.assert_array_equal(np.r_[order, order[:5]][found.sources], np.arange(30))
+    copy = align(before, (3 * before)[:, order], decorrelated=True)
+    assert (copy.sources == right).all() and copy.quality == pytest.approx(1.0)
+    np.testing.assert_allclose(copy.applied((3 * before)[:, order]), before, atol=1e-9)
+
+
 def test_units_are_brought_to_one_spread():
     """Whatever their sizes; one that is missing stays so."""
     factors, order = RANDOM.uniform(0.2, 5, 30), RANDOM.permutation(30)
@@ -158,7 +175,7 @@ def test_layers_many_times_as_wide_are_matched(marked):
     for fraction, tried in ((7.0, True), (31.0, True), (32.0, False)):
         widened = add_idle_units(model, 5, fraction)
         assert widened.get_layer("hidden").units == 128 * (1 + fraction)
-        found = matched_candidates(widened, key, keras.models.load_model(reference))
+        found = matched_candidates(widened, key, keras.models.load_model(reference), decorrelated=True)
         assert [each.shape for each in found.evened["features"].means.values()] == [(8, 128)] * tried
 
 
@@ -214,7 +231,8 @@ def test_bits_read_after_a_match_are_fair_coins(tmp_path):
         key = key.with_reference(tmp_path / "reference.keras").with_key_inputs(x, y, 60)
         key = key.with_layers([CarrierLayer("features", "hidden", 96)])
         for model in (suspect, reference):
-            (means,) = matched_candidates(model, key, reference).evened["features"].means.values()
+            found = matched_candidates(model, key, reference, decorrelated=True)
+            (means,) = found.evened["features"].means.values()
             matches.append(SignatureReader(key, "features", 96).read(means).num_matches)
     # 120 readings of 80 bits: four standard deviations of the mean rate.
     assert np.mean(matches) / 80 == pytest.approx(0.5, abs=4 * 0.5 / np.sqrt(120 * 80))
