@@ -151,8 +151,10 @@ def _profiles(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _decorrelated(profiles: np.ndarray) -> np.ndarray:
     """The uncorrelated columns that are nearest to the given ones, but for directions that are small in all of them; of length 1."""
-    left, sizes, right = scipy.linalg.svd(profiles, full_matrices=False)
-    found = left @ ((sizes / (sizes + _SMALL))[:, None] * right)
+    wide = profiles.shape[1] > profiles.shape[0]
+    squares, vectors = scipy.linalg.eigh(profiles @ profiles.T if wide else profiles.T @ profiles)
+    root = (vectors / (np.sqrt(np.maximum(squares, 0.0)) + _SMALL)) @ vectors.T
+    found = root @ profiles if wide else profiles @ root
     lengths = np.linalg.norm(found, axis=0)
     # A unit that never moves stays one.
     return found / np.where(lengths > 0, lengths, 1.0)
