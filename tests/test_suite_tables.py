@@ -14,7 +14,13 @@ from deepsigns_tf.attacks.suite import suite  # noqa: E402
 def _outcome(attack, family, accuracy, rate, log10_p, **more):
     weights = {"bit_error_rate": rate, "log10_p_value": log10_p, "marked": log10_p <= -6}
     weights |= {"num_matches": round(640 * (1 - rate)), "num_bits": 640, "median_margin": 1.0 - rate}
-    return {"attack": attack, "family": family, "accuracy": accuracy, "accuracy_before": 0.98, "weights": weights} | more
+    return {
+        "attack": attack,
+        "family": family,
+        "accuracy": accuracy,
+        "accuracy_before": 0.98,
+        "weights": weights,
+    } | more
 
 
 def _referred(rate, log10_p):
