@@ -93,6 +93,21 @@ NETWORK = Network(
             program="benchmarks.train_normalized_mlp",
             twins_of="defences_again",
         ),
+        # How long a network trains before the key refers to it: what units can be matched with, and what a mark loses that begins so late.
+        "references": Study(
+            range(100, 103),
+            tuple(
+                {"holdout": 5000, "num_key_inputs_per_class": 200, "unmarked_epochs": each} for each in (0, 1, 2, 3, 5)
+            ),
+            suites=(
+                {
+                    "suite": "full",
+                    "only": "^(units permuted|all of these|overwritten, 1 x, 10 epochs)(, then (50 % pruned|disguised))?$",
+                    "overwriting_epochs": "10",
+                },
+            ),
+            twins_of="references",
+        ),
         # All attacks, on models that disguised copies can be told from; `benchmarks.populations` has the unrelated ones.
         "suite": Study(
             range(3), (FOR_SUITES | {"unmarked_epochs": 5},), suites=({"suite": "full"},), unrelated=UNMARKED

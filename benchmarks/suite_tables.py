@@ -140,6 +140,41 @@ def defences_table(results: dict[str, Result], study: str) -> str:
     return f"{markdown_table(header, rows)}\n\n{sentence}{circumstances(result)}"
 
 
+def references_table(results: dict[str, Result]) -> str:
+    """One row for each length of the training before the mark: means over the seeds, and p of the worst one."""
+    result = results["mnist_references"]
+    lengths: dict[int, list[dict[str, Any]]] = {}
+    for row in result["rows"]:
+        lengths.setdefault(row["settings"]["unmarked_epochs"], []).append(row)
+    overwritten = "overwritten, 1 x, 10 epochs"
+    shown = (
+        (overwritten, "weights"),
+        *((name, "referred") for name in ("units permuted", "all of these", "all of these, then 50 % pruned")),
+        (f"{overwritten}, then disguised", "referred"),
+    )
+    rows = []
+    for length, found in lengths.items():
+        cells = [
+            f"{length} of {found[0]['settings']['epochs']}",
+            f"{100 * np.mean([row['accuracy']['marked'] for row in found]):.2f}",
+        ]
+        for name, part in shown:
+            read = [outcome_of(row, name).get(part) for row in found]
+            cells.append(
+                "no reference"
+                if None in read
+                else f"{np.mean([each['bit_error_rate'] for each in read]):.3f} ({max(each['log10_p_value'] for each in read):.0f})"
+            )
+        rows.append(cells)
+    words = {"weights": "", "referred": ", matched"}
+    header = [
+        "epochs before the mark",
+        "accuracy, %",
+        *(f"{name}{words[part]}: BER (log10 p, worst seed)" for name, part in shown),
+    ]
+    return f"{markdown_table(header, rows)}\n\n{circumstances(result)}"
+
+
 def sok_table(results: Mapping[str, Result]) -> str:
     """The SoK's one published cell for this mark beside the same attack here, for each network whose suite was recorded.
 

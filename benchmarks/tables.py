@@ -435,6 +435,7 @@ TABLES: dict[str, Table] = {
     "defences_picture": _picture_alone("mnist_defences"),
     "defences": _with_picture(functools.partial(suite_tables.defences_table, study="mnist_defences"), "mnist_defences"),
     **_for_each(("mnist",), "defences_again", suite_tables.defences_table, "defences_again"),
+    "references": suite_tables.references_table,
     "invariants": suite_tables.invariants_table,
     "detector": suite_tables.detector_table,
     "verdicts": evidence_tables.verdicts_table,

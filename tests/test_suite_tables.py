@@ -275,6 +275,25 @@ def test_defences_stand_against_the_same_thief():
         assert f"By the rule the best is: {said}\n" in suite_tables.defences_table(results, "mnist_defences")
 
 
+def test_lengths_before_the_mark_stand_in_one_row_each():
+    """Means of error rates over the seeds, beside the p of the worst; without a reference nothing is matched."""
+    rows = []
+    for epochs in (0, 2):
+        for seed, rate in enumerate((0.2, 0.4)):
+            matched = _referred(rate / 10, -300.0 * (1 - rate)) if epochs else {}
+            names = ("overwritten, 1 x, 10 epochs", "units permuted", "all of these", "all of these, then 50 % pruned")
+            outcomes = [
+                _outcome(name, "paper", 0.98, rate, -100.0 * rate, **matched)
+                for name in (*names, "overwritten, 1 x, 10 epochs, then disguised")
+            ]
+            row = _row(seed, 0.0)
+            settings = row["settings"] | {"unmarked_epochs": epochs, "epochs": 20}
+            rows.append(row | {"settings": settings, "suite": {"rows": outcomes}})
+    lines = suite_tables.references_table({"mnist_references": RESULT | {"rows": rows}}).splitlines()
+    assert lines[2] == "| 0 of 20 | 98.00 | 0.300 (-20) |" + 4 * " no reference |"
+    assert lines[3] == "| 2 of 20 | 98.00 | 0.300 (-20) |" + 4 * " 0.030 (-180) |"
+
+
 def test_ways_are_compared_on_the_seeds_that_all_have():
     whole = _defences()
     begun = whole | {
