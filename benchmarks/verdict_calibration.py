@@ -178,7 +178,7 @@ def run(config: Config) -> dict[str, Any]:
 
 
 def record(model: Any, inputs: np.ndarray, folder: pathlib.Path, saved: bool) -> None:
-    """Writes down what every wide output of a model says, and what it answers.
+    """Writes down what every output of a model says, and what it answers.
 
     Args:
         model: A Keras model.
@@ -196,7 +196,7 @@ def record(model: Any, inputs: np.ndarray, folder: pathlib.Path, saved: bool) ->
         (unfinished / "digest").write_text(file_digest(unfinished / "model.keras"))
     np.save(unfinished / "answers.npy", model.predict(inputs, batch_size=1000, verbose=0).argmax(axis=1))
     (heard,) = LocalModel(model, 1000).features(inputs, [_EVERY_OUTPUT])
-    (unfinished / "num_outputs").write_text(str(len(heard.arrays)))
+    (unfinished / "num_outputs").write_text(str(heard.num_admissible))
     written: list[np.ndarray] = []
     for place, features in heard.arrays.items():
         # A dropout layer's is a copy of the one before.

@@ -13,8 +13,8 @@ import scipy.optimize
 
 # A unit whose responses vary by less than this share of their size says nothing.
 _DEAD = 1e-6
-# Of responses of length 1, what varies less than this in all units together is rounding as much as it is them. With three times as much or a
-# third the same 99 % of an MLP's units were found, and 38 or 52 % of those of an LSTM's last layer, in place of 50 %.
+# Of responses of length 1, what varies less than this in all units together is rounding as much as it is them. With three times as
+# much or a third the same 99 % of an MLP's units were found, and 38 or 52 % of those of an LSTM's last layer, in place of 50 %.
 _SMALL = 0.03
 
 
@@ -24,9 +24,9 @@ class Alignment:
 
     Args:
         sources: `(M,)` the suspect's unit for each of the reference's; -1 where none is left.
-        scales: `(M,)` positive factors that bring the suspect's units to the reference's size.
-        correlations: `(M,)` between the responses of matched units, as they were compared, in [-1, 1]; 0 where there is none, NaN where
-            the reference's unit never moves and any would do.
+        scales: `(M,)` factors that bring the suspect's units to the reference's size; negative where a unit moves the other way.
+        correlations: `(M,)` between the responses of matched units, as they were compared and whichever way they move, in [0, 1]; 0 where
+            there is none, NaN where the reference's unit never moves and any would do.
     """
 
     sources: np.ndarray
@@ -35,13 +35,13 @@ class Alignment:
 
     @property
     def quality(self) -> float:
-        """Mean correlation over the reference's units that move, in [-1, 1]: 1 for a copy, less for an unrelated model."""
+        """Mean correlation over the reference's units that move, in [0, 1]: 1 for a copy, less for an unrelated model."""
         return float(np.nanmean(self.correlations))
 
     @property
     def unscaled(self) -> "Alignment":
-        """The same match, with the suspect's own sizes: all factors are 1."""
-        return dataclasses.replace(self, scales=np.ones(len(self.scales)))
+        """The same match, with the suspect's own sizes: all factors are 1 or -1."""
+        return dataclasses.replace(self, scales=np.sign(self.scales))
 
     def evened(self, suspect: np.ndarray) -> "Alignment":
         """The same match, with all units brought to one spread: a size, which a thief may choose, then says nothing.
@@ -57,7 +57,7 @@ class Alignment:
         """
         spread = np.asarray(suspect, np.float64).std(axis=0)[self.sources]
         there = (self.sources >= 0) & (spread > 0)
-        return dataclasses.replace(self, scales=np.where(there, 1.0 / np.where(there, spread, 1.0), 1.0))
+        return dataclasses.replace(self, scales=np.sign(self.scales) / np.where(there, spread, 1.0))
 
     def applied(self, features: np.ndarray) -> np.ndarray:
         """The suspect's features in the reference's order and size.
@@ -81,8 +81,9 @@ class Alignment:
 def align(reference: np.ndarray, suspect: np.ndarray, *, decorrelated: bool = False) -> Alignment:
     r"""Matches units one to one, so that the sum of the correlations between their responses is largest.
 
-    Units that never move are left out. Of a unit that was split or cloned any copy will do: they respond alike, up to a factor. The
-    factor of a pair is the one with the least squared error, \( \langle r, f \rangle / \langle f, f \rangle \).
+    Units that never move are left out. Of a unit that was split or cloned any copy will do: they respond alike, up to a factor. One
+    whose function is odd (a linear or tanh unit, an LSTM's) may move the other way: only the size of a correlation counts. The factor
+    of a pair is the one with the least squared error, \( \langle r, f \rangle / \langle f, f \rangle \).
 
     Args:
         reference: `(n, M)` features of a layer, for n public inputs, more of them than units for a good match.
@@ -130,14 +131,15 @@ def align(reference: np.ndarray, suspect: np.ndarray, *, decorrelated: bool = Fa
     rows, columns = np.flatnonzero(moves), np.flatnonzero(alive)
     if rows.size and columns.size:
         similarity = profiles[:, rows].T @ candidates[:, columns]
-        matched, chosen = scipy.optimize.linear_sum_assignment(similarity, maximize=True)
+        matched, chosen = scipy.optimize.linear_sum_assignment(np.abs(similarity), maximize=True)
         sources[rows[matched]] = columns[chosen]
-        correlations[rows[matched]] = similarity[matched, chosen]
+        correlations[rows[matched]] = np.abs(similarity[matched, chosen])
+        scales[rows[matched]] = np.where(similarity[matched, chosen] < 0, -1.0, 1.0)
     for unit in np.flatnonzero(sources >= 0):
         response = suspect[:, sources[unit]]
         factor = reference[:, unit] @ response / (response @ response)
         # A match that is none has no size either.
-        scales[unit] = factor if factor > 0 else 1.0
+        scales[unit] = factor if factor * scales[unit] > 0 else scales[unit]
     return Alignment(sources, scales, correlations)
 
 

@@ -19,6 +19,8 @@ from deepsigns_tf.responses import Place, Respondent, Responses, Role, means_of_
 _ROUNDING = 1e-6
 # Between these shares of the reference's width units are matched. Whoever widens a layer more pays for it in every answer.
 _NARROWEST, _WIDEST = 1 / 4, 32
+# All outputs side by side: what they are called, and how many units they may have, which are matched in a quarter of a minute.
+_TOGETHER, _MOST_TOGETHER = Place("all layers together", 0), 1 << 14
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -28,7 +30,7 @@ class Candidates:
     Args:
         means: Place -> `(s, M)` float64 class means of the key inputs, for the outputs of the width that the key names.
         num_admissible: How many outputs are wide enough for the carrier's bits: what a search among them costs in p. Where units were
-            matched, times the same of the reference.
+            matched, one more for all outputs side by side, times the same of the reference.
         qualities: Place -> how well its units match a reference's, as `Alignment.quality`; empty where none were matched.
     """
 
@@ -108,7 +110,8 @@ def matched_candidates(
     """
     suspect, known = respondent(model), respondent(reference)
     exact = {layer.carrier: (layer.num_units, layer.num_units) for layer in owner_key.layers}
-    wide = {name: (int(_NARROWEST * width), _WIDEST * width) for name, (width, _) in exact.items()}
+    narrowest = {name: int(_NARROWEST * width) for name, (width, _) in exact.items()}
+    wide = {name: (1, _WIDEST * width) for name, (width, _) in exact.items()}
     of_suspect = _features(suspect, owner_key, wide)
     of_reference = _features(known, owner_key, exact)
     labels = _fitting_key_inputs(suspect, owner_key).labels
@@ -121,16 +124,18 @@ def matched_candidates(
                 f"features. Received: layers {known.layer_paths()}"
             )
         profiles = _within_classes(expected.astype(np.float64), labels)
-        heard = of_suspect[layer.carrier]
-        features = {place: each.astype(np.float64) for place, each in heard.arrays.items()}
-        classes = owner_key.carrier(layer.carrier).classes
-        means = {place: means_of_classes(each, labels, classes) for place, each in features.items()}
-        as_wide = {place: each for place, each in means.items() if each.shape[1] == layer.num_units}
-        result.plain[layer.carrier] = Candidates(as_wide, heard.num_admissible)
-        finite = {place: each for place, each in features.items() if np.isfinite(each).all()}
-        within = {place: _within_classes(each, labels) for place, each in finite.items()}
+        carrier, heard = owner_key.carrier(layer.carrier), of_suspect[layer.carrier]
+        least = max(narrowest[layer.carrier], carrier.bits_per_class + 1)
+        tried = {place: each for place, each in heard.arrays.items() if each.shape[1] >= least}
+        tried |= _together(heard.arrays, least)
+        plain = {place: each for place, each in heard.arrays.items() if each.shape[1] == layer.num_units}
+        means = {place: means_of_classes(each, labels, carrier.classes) for place, each in plain.items()}
+        result.plain[layer.carrier] = Candidates(means, heard.num_admissible)
+        features = {place: _finite(each) for place, each in tried.items() if np.isfinite(each).all(axis=0).any()}
+        means = {place: means_of_classes(each, labels, carrier.classes) for place, each in features.items()}
+        within = {place: _within_classes(each, labels) for place, each in features.items()}
         matches = {place: align(profiles, each, decorrelated=decorrelated) for place, each in within.items()}
-        num_admissible = heard.num_admissible * of_reference[layer.carrier].num_admissible
+        num_admissible = (heard.num_admissible + 1) * of_reference[layer.carrier].num_admissible
         qualities = {place: match.quality for place, match in matches.items()}
         for into, ways in (
             (result.scaled, matches),
@@ -140,6 +145,21 @@ def matched_candidates(
             applied = {place: match.applied(means[place]) for place, match in ways.items()}
             into[layer.carrier] = Candidates(applied, num_admissible, qualities)
     return result
+
+
+def _together(outputs: Mapping[Place, np.ndarray], least_units: int) -> dict[Place, np.ndarray]:
+    """All outputs side by side, those that repeat another (a dropout layer's, at inference) once; nothing if they are too few or many."""
+    apart: list[np.ndarray] = []
+    for each in outputs.values():
+        if not any(np.array_equal(each, other) for other in apart):
+            apart.append(each)
+    fits = least_units <= sum(each.shape[1] for each in apart) <= _MOST_TOGETHER
+    return {_TOGETHER: np.concatenate(apart, axis=1)} if fits else {}
+
+
+def _finite(features: np.ndarray) -> np.ndarray:
+    """Features in double precision, without units that are not finite: one that nobody listens to must not hide the others."""
+    return np.where(np.isfinite(features).all(axis=0), features, 0.0).astype(np.float64)
 
 
 def _features(model: Respondent, owner_key: OwnerKey, widths: Mapping[str, tuple[int, int]]) -> dict[str, Responses]:

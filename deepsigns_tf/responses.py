@@ -45,8 +45,8 @@ class Role:
     Args:
         classes: The carrier classes.
         pooling: How the output becomes `(n, M')`.
-        bits_per_class: An output is wide enough if it has more units.
-        least_units: Outputs narrower than this are counted, but not told.
+        bits_per_class: An output is wide enough for a mark, and counted, if it has more units.
+        least_units: Outputs narrower than this are not told, counted or not.
         most_units: Nor are wider ones.
     """
 
@@ -63,7 +63,7 @@ class Responses:
 
     Args:
         arrays: Place -> class means `(s, M')` float64, or features `(n, M')` float32.
-        num_admissible: How many outputs are wide enough, those among them that the role's widths leave out.
+        num_admissible: How many outputs are wide enough for a mark, whether or not they are told.
     """
 
     arrays: dict[Place, np.ndarray] = dataclasses.field(repr=False)
@@ -145,7 +145,8 @@ class LocalModel:
         sums: list[dict[Place, np.ndarray]] = [{} for _ in roles]
         found: list[set[Place]] = [set() for _ in roles]
         for rows, number, place, features in self._heard(inputs, roles):
-            found[number].add(place)
+            if features.shape[1] > roles[number].bits_per_class:
+                found[number].add(place)
             if _is_told(features.shape[1], roles[number]):
                 # Activations that are not finite are for the caller to judge.
                 with np.errstate(invalid="ignore"):
@@ -162,7 +163,8 @@ class LocalModel:
         parts: list[dict[Place, list[np.ndarray]]] = [{} for _ in roles]
         found: list[set[Place]] = [set() for _ in roles]
         for _, number, place, features in self._heard(inputs, roles):
-            found[number].add(place)
+            if features.shape[1] > roles[number].bits_per_class:
+                found[number].add(place)
             if _is_told(features.shape[1], roles[number]):
                 parts[number].setdefault(place, []).append(features)
         return [
@@ -171,13 +173,13 @@ class LocalModel:
         ]
 
     def _heard(self, inputs: Inputs, roles: Sequence[Role]) -> Iterator[tuple[slice, int, Place, np.ndarray]]:
-        """Rows, number of the role, place and `(rows, M')` features of every output that is wide enough for the role's bits."""
+        """Rows, number of the role, place and `(rows, M')` features of every output that is counted or told."""
         layers = named_layers(self._model)
         for rows, outputs, _ in record_activations(self._model, inputs, layers, self._batch_size):
             places = [(Place(path, call), output) for path in layers for call, output in enumerate(outputs[path])]
             for (place, output), (number, role) in itertools.product(places, enumerate(roles)):
                 width = _width(output, len(range(rows.start, rows.stop)), role)
-                if width is not None and width > role.bits_per_class:
+                if width is not None and (width > role.bits_per_class or _is_told(width, role)):
                     features = keras.ops.convert_to_numpy(pool(output, role.pooling))
                     yield rows, number, place, np.asarray(features, np.float32)
 

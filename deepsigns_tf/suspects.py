@@ -219,7 +219,11 @@ class Suspect:
             if not fits or not role.least_units <= array.shape[1] <= role.most_units:
                 self._unbelievable(expected, f"{array.dtype} {array.shape}")
             found[number][Place(path, call)] = array
-        if sum(map(len, found)) != len(places) or any(len(each) > n for each, n in zip(found, admissible, strict=True)):
+        wide_enough = [
+            sum(array.shape[1] > role.bits_per_class for array in each.values())
+            for each, role in zip(found, roles, strict=True)
+        ]
+        if sum(map(len, found)) != len(places) or any(m > n for m, n in zip(wide_enough, admissible, strict=True)):
             self._unbelievable(expected, "a place twice, or more places than layers")
         return [Responses(each, n) for each, n in zip(found, admissible, strict=True)]
 

