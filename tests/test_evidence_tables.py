@@ -93,7 +93,7 @@ def test_each_key_judges_each_model_in_every_way_once(tmp_path, monkeypatch):
             ways[name] = log10_p.shape, int(factors.max())
     assert ways == {
         "search": ((2, 2, 2), 4),
-        "search and match": ((1, 2, 2), 36),
+        "search and match": ((1, 2, 2), 4 + 2 * 5 * 4),
         "map stated in time, luckiest of 5 commitments": ((2, 2, 1), 1),
         "map stated to suit the suspect, luckiest of 5 commitments": ((2, 2, 1), 4),
         "weights or answers, luckiest of 5 commitments": ((2, 2, 1), 1),
