@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from deepsigns_tf.attacks.adaptive import add_lookalike_units
+from deepsigns_tf.attacks.division import divide_layers
 from deepsigns_tf.attacks.graphs import as_functional, in_float32
 from deepsigns_tf.attacks.new_units import NewUnits, with_units
 from deepsigns_tf.attacks.same_function import (
@@ -162,6 +163,51 @@ def test_the_function_stays_the_same_and_the_weights_do_not(network, attack):
     if attack is ATTACKS["rescaled"]:
         expected = {name for group in unit_groups(model) if group.scalable for name in group.layers}
     assert expected <= changed
+
+
+# What makes units and is not divided: those that meet others, go into a recurrent layer, or come from one.
+WHOLE = {"lstm": {"embedded", "bilstm/forward", "bilstm/backward"}, "joined twice": {"beside", "maps"}}
+
+
+def test_divided_layers_compute_the_same_side_by_side(network, request):
+    model, inputs, answers = network
+    name_of_network = request.node.callspec.params["network"]
+    makers = {name: group.size for group in unit_groups(model) for name in group.layers}
+    before = [value.copy() for value in model.get_weights()]
+    if name_of_network in ("branches", "recurrent"):
+        with pytest.raises(
+            ValueError, match=r"^This model has no layers that can be divided\. Expected .*\. Received: "
+        ):
+            divide_layers(model, seed=3, num_parts=3)
+        return
+    divided = divide_layers(model, seed=3, num_parts=3)
+    _assert_same(divided, inputs, answers)
+    for value, other in zip(model.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(value, other)
+    assert divided.count_params() == model.count_params()
+    left, whole = {layer.name for layer in divided.layers}, WHOLE.get(name_of_network, set())
+    assert {name for name in makers if name.split("/")[0] in left} == whole
+    for name, size in makers.items():
+        if name not in whole:
+            parts = [layer for layer in divided.layers if layer.name.startswith(f"{name}_part_")]
+            widths = [layer.output.shape[-1] for layer in parts if layer.name.endswith("_0")]
+            assert sum(widths) == size and max(widths) <= -(-size // 3)
+
+
+def test_the_layers_to_be_divided_can_be_named():
+    model = mnist_mlp()
+    names = {layer.name for layer in divide_layers(model, seed=0, num_parts=2, layers=["features"]).layers}
+    assert "hidden" in names and "features" not in names and {"features_part_0_0", "features_part_1_0"} <= names
+    # Others are dealt out with another seed.
+    kernels = [
+        divide_layers(model, seed, 2, ["features"]).get_layer("features_part_0_0").get_weights()[0] for seed in range(2)
+    ]
+    assert not np.array_equal(*kernels)
+    with pytest.raises(ValueError, match=r"^This model has no layers that can be divided\. Expected .*\. Received: "):
+        divide_layers(model, seed=0, layers=["logits"])
+    for num_parts in (1, 513):
+        with pytest.raises(ValueError, match=r"^Invalid value for argument `num_parts`\. Expected .*\. Received: "):
+            divide_layers(model, seed=0, num_parts=num_parts)
 
 
 def test_layers_in_another_order_in_the_config_are_no_attack(network):
