@@ -49,7 +49,7 @@ def _of_all(*names: str) -> dict[str, tuple[str, ...]]:
 # WRN and LSTM prune disguised copies and do not fine-tune them.
 _DISGUISES = tuple(
     f"{name}{then}"
-    for name in ("units permuted", "units rescaled", "units split", "all of these")
+    for name in ("units permuted", "units rescaled", "units split", "layers divided into 4", "all of these")
     for then in ("", ", then 50 % pruned")
 )
 _TUNED = "all of these, then fine-tuned, 10 epochs"

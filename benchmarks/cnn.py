@@ -63,7 +63,7 @@ NETWORK = Network(
             range(3),
             (FOR_SUITES | {"unmarked_epochs": 10},),
             suites=(
-                ONE_OF_EACH | {"fine_tuning_epochs": "200", "overwriting_epochs": "10,100"},
+                ONE_OF_EACH | {"fine_tuning_epochs": "10,50,100,200", "overwriting_epochs": "10,100"},
                 _SHORT
                 | {"only": without(*OTHER_WAYS, *_ADAPTIVE, "(units|BatchNorm|all of these).*, then fine-tuned")},
                 _SHORT | {"only": without(*_TRAINED_MODIFICATIONS, "distilled")},

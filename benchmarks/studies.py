@@ -63,7 +63,7 @@ _SPARED = (
     r"overwritten, 0\.1 x",
     r"overwritten in another",
     # All of these, then fine-tuned, stay, and so do each of them, then pruned.
-    r"(units cloned|idle units|cancelling units|layers renamed).*, then fine-tuned",
+    r"(units cloned|idle units|cancelling units|layers (divided|renamed)).*, then fine-tuned",
 )
 
 

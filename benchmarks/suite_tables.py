@@ -62,14 +62,14 @@ def curves(result: Result) -> dict[str, list[tuple[float, float, float]]]:
         result: Of a suite.
 
     Returns:
-        Way -> (distance, points of accuracy lost, -log10 p), means over the seeds.
+        Way, with {} for the distance -> (distance, points of accuracy lost, -log10 p), means over the seeds.
     """
     found: dict[str, list[tuple[float, float, float]]] = {}
     for name, outcomes in attacks_of(result).items():
         said = re.fullmatch(r"(class means moved by) ([\d.]+)(.*)", name)
         if said:
             points = float(said[2]), points_lost(outcomes), float(np.mean([evidence(each) for each in outcomes]))
-            found.setdefault(said[1] + said[3], []).append(points)
+            found.setdefault(f"{said[1]} {{}}{said[3]}", []).append(points)
     return {name: sorted(points) for name, points in found.items()}
 
 
@@ -89,9 +89,10 @@ def price(result: Result) -> tuple[float, str] | None:
         if outcomes[0]["family"] == "adaptive" and all(evidence(each) < LEVEL for each in outcomes)
     ]
     for name, points in curves(result).items():
-        for (_, lost, strong), (_, more, weak) in itertools.pairwise(points):
+        for (near, lost, strong), (far, more, weak) in itertools.pairwise(points):
             if weak < LEVEL <= strong:
-                offers.append((lost + (more - lost) * (strong - LEVEL) / (strong - weak), name))
+                way = name.format(f"{near:g} to {far:g}")
+                offers.append((lost + (more - lost) * (strong - LEVEL) / (strong - weak), way))
     return min(offers, default=None)
 
 

@@ -176,9 +176,6 @@ def test_names_say_what_is_asked_for(thief, released, monkeypatch):
         "80 % pruned over all layers": ("prune_globally", "fraction", 0.8),
         "90 % pruned and retrained, 10 epochs": ("prune_and_retrain", "over_all_layers", False),
         "90 % pruned over all layers and retrained, 10 epochs": ("prune_and_retrain", "over_all_layers", True),
-        "FTLL, 10 epochs": ("fine_tune", "layers", "last"),
-        "RTLL, 10 epochs": ("fine_tune", "new_layers", ("logits",)),
-        "RTAL, 10 epochs": ("fine_tune", "layers", "all"),
         "overwritten, 0.1 x, 10 epochs": ("overwrite", "strength", 0.2),
         "overwritten, 3 x, 10 epochs": ("overwrite", "strength", 6.0),
         "quantized to 5 bits": ("quantize_weights", "num_bits", 5),
@@ -194,6 +191,7 @@ def test_names_say_what_is_asked_for(thief, released, monkeypatch):
         "80 % of the labels random, 10 epochs": ("corrupt_labels", "share", 0.8),
         "units split": ("split_units", "fraction", 0.2),
         "idle units, 8 x as wide": ("add_idle_units", "fraction", 7),
+        "layers divided into 4": ("divide_layers", "layers", {"hidden"}),
         "distilled from labels alone": ("distill", "hard_labels", True),
         "class means moved by 8": ("move_class_means", "distance", 8.0),
         "overwritten with twice the bits, 10 x": ("overwrite", "strength", 20.0),
@@ -204,6 +202,13 @@ def test_names_say_what_is_asked_for(thief, released, monkeypatch):
     }.items():
         function, argument, value = expected
         assert (asked[name]["function"], asked[name][argument]) == (function, value), name
+    for name, layers, new_layers in (
+        ("FTLL, 10 epochs", "last", ()),
+        ("RTLL, 10 epochs", "last", ("logits",)),
+        ("RTAL, 10 epochs", "all", ("logits",)),
+        ("fine-tuned, 10 epochs", "all", ()),
+    ):
+        assert (asked[name]["layers"], tuple(asked[name]["new_layers"])) == (layers, new_layers), name
     for name in asked:
         if "recipe" in asked[name]:
             assert asked[name]["recipe"].falls == ("at a falling rate" in name), name
@@ -220,7 +225,7 @@ _FUNCTIONS = {
     *("round_to_float16", "shake_weights", "shift_weights", "fine_prune", "shrink_and_tune", "smooth_labels"),
     *("corrupt_labels", "train_adversarially", "neural_cleanse", "permute_units", "rescale_units", "split_units"),
     *("clone_units", "add_idle_units", "add_cancelling_units", "fold_batch_norm", "rename_layers", "distill"),
-    *("move_class_means", "add_lookalike_units"),
+    *("move_class_means", "add_lookalike_units", "divide_layers"),
 }
 
 
@@ -365,16 +370,28 @@ def test_disguises_draw_apart(released, thief, monkeypatch):
     """Idle units and cancelling ones of one seed would be the same units."""
     seeds = []
 
-    def noted(model, seed):
+    def noted(model, seed, layers=None):
         seeds.append(seed)
         return model
 
     for name in ("permute_units", "rescale_units", "split_units", "clone_units", "add_idle_units"):
         monkeypatch.setattr(suites, name, noted)
-    for name in ("add_cancelling_units", "rename_layers"):
+    for name in ("add_cancelling_units", "divide_layers", "rename_layers"):
         monkeypatch.setattr(suites, name, noted)
     suites._disguised(released[0], thief)
-    assert len(set(seeds)) == 7
+    assert len(set(seeds)) == 8
+
+
+def test_what_cannot_be_rescaled_or_divided_is_disguised_in_the_other_ways(thief):
+    """Two recurrent layers, of which the last is marked."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((6,), dtype="int32")
+    x = keras.layers.LSTM(5, return_sequences=True, name="first")(keras.layers.Embedding(20, 4)(inputs))
+    model = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.LSTM(5, name="features")(x)))
+    disguised = suites._disguised(model, dataclasses.replace(thief, carriers={"features": None}))
+    tokens = np.random.default_rng(0).integers(0, 20, (8, 6))
+    np.testing.assert_allclose(disguised(tokens), model(tokens), atol=1e-5)
+    assert [layer.units for layer in disguised.layers if isinstance(layer, keras.layers.LSTM)] == 2 * [10]
 
 
 # What is left

@@ -120,15 +120,15 @@ def test_the_best_adaptive_attack_stands_on_top():
 def test_the_price_of_a_mark_is_read_off_the_curve():
     """From 50 to 2 for one point more: the level of 6 is crossed at 44 of 48 of the way."""
     assert suite_tables.curves(RESULT) == {
-        "class means moved by": [
+        "class means moved by {}": [
             (1.0, pytest.approx(2.0), pytest.approx(50.0)),
             (8.0, pytest.approx(3.0), pytest.approx(2.0)),
         ]
     }
     lost, name = suite_tables.price(RESULT)
-    assert lost == pytest.approx(2 + 44 / 48) and name == "class means moved by"
+    assert lost == pytest.approx(2 + 44 / 48) and name == "class means moved by 1 to 8"
     text = suite_tables.suite_table({"x_suite": RESULT}, "x_suite")
-    assert "brings p above 1e-6 for 2.9 points of accuracy (class means moved by)." in text
+    assert "brings p above 1e-6 for 2.9 points of accuracy (class means moved by 1 to 8)." in text
     marks_stay = [row | {"suite": row["suite"] | {"rows": row["suite"]["rows"][:4]}} for row in RESULT["rows"]]
     assert suite_tables.price(RESULT | {"rows": marks_stay}) is None
 

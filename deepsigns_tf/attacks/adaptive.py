@@ -77,7 +77,7 @@ def add_lookalike_units(
     seed: int,
     layers: Collection[str],
     pairs_per_unit: int = 1,
-    distance: float = 0.5,
+    distance: float = 1.0,
 ) -> keras.Model:
     r"""Hides units among others that vary as they do, and have other class means.
 

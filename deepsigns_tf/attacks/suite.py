@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from deepsigns_tf.attacks.adversarial import neural_cleanse, train_adversarially
+from deepsigns_tf.attacks.division import divide_layers
 from deepsigns_tf.attacks.extraction import distill
 from deepsigns_tf.attacks.fine_tuning import (
     corrupt_labels,
@@ -209,6 +210,7 @@ def _same_function() -> list[Attack]:
         "idle units added": drawn_by(add_idle_units, fraction=0.2),
         "cancelling units added": drawn_by(add_cancelling_units, fraction=0.2),
         "BatchNorm folded": changed_by(fold_batch_norm),
+        "layers divided into 4": _divided,
         "layers renamed": drawn_by(rename_layers),
         _ALL_DISGUISES: _disguised,
         **widened,
@@ -225,22 +227,29 @@ def _same_function() -> list[Attack]:
 
 
 def _disguised(model: keras.Model, thief: Thief) -> keras.Model:
-    with contextlib.suppress(ValueError):  # Most models have no BatchNorm to fold.
-        model = fold_batch_norm(model)
-    steps = (
-        permute_units,
-        rescale_units,
-        split_units,
-        clone_units,
-        add_idle_units,
-        add_cancelling_units,
-        rename_layers,
+    # Most models have no BatchNorm to fold; a recurrent one may have nothing to rescale, or to divide.
+    steps: tuple[tuple[Callable[[keras.Model, Thief], keras.Model], bool], ...] = (
+        (changed_by(fold_batch_norm), False),
+        (drawn_by(permute_units), True),
+        (drawn_by(rescale_units), False),
+        (drawn_by(split_units), True),
+        (drawn_by(clone_units), True),
+        (drawn_by(add_idle_units), True),
+        (drawn_by(add_cancelling_units), True),
+        (_divided, False),
+        (drawn_by(rename_layers), True),
     )
     # Units that two steps add must not be the same ones.
     seeds = np.random.SeedSequence(thief.seed).generate_state(len(steps)).tolist()
-    for step, seed in zip(steps, seeds, strict=True):
-        model = step(model, seed)
+    for (step, always), seed in zip(steps, seeds, strict=True):
+        with contextlib.nullcontext() if always else contextlib.suppress(ValueError):
+            model = step(model, dataclasses.replace(thief, seed=seed))
     return model
+
+
+def _divided(model: keras.Model, thief: Thief) -> keras.Model:
+    """The marked layers alone: a network of many layers would become one of many times as many."""
+    return divide_layers(model, thief.seed, layers=makers_of_marks(model, thief))
 
 
 def _widened(model: keras.Model, thief: Thief, times: int) -> keras.Model:
