@@ -125,36 +125,50 @@ def matched_candidates(
             )
         profiles = _within_classes(expected.astype(np.float64), labels)
         carrier, heard = owner_key.carrier(layer.carrier), of_suspect[layer.carrier]
-        least = max(narrowest[layer.carrier], carrier.bits_per_class + 1)
-        tried = {place: each for place, each in heard.arrays.items() if each.shape[1] >= least}
-        tried |= _together(heard.arrays, least)
         plain = {place: each for place, each in heard.arrays.items() if each.shape[1] == layer.num_units}
         means = {place: means_of_classes(each, labels, carrier.classes) for place, each in plain.items()}
         result.plain[layer.carrier] = Candidates(means, heard.num_admissible)
+        first = _first_alike(heard.arrays)
+        least = max(narrowest[layer.carrier], carrier.bits_per_class + 1)
+        tried = {
+            place: each for place, each in heard.arrays.items() if each.shape[1] >= least and first[place] == place
+        }
+        tried |= _together({place: each for place, each in heard.arrays.items() if first[place] == place}, least)
         features = {place: _finite(each) for place, each in tried.items() if np.isfinite(each).all(axis=0).any()}
         means = {place: means_of_classes(each, labels, carrier.classes) for place, each in features.items()}
         within = {place: _within_classes(each, labels) for place, each in features.items()}
         matches = {place: align(profiles, each, decorrelated=decorrelated) for place, each in within.items()}
         num_admissible = (heard.num_admissible + 1) * of_reference[layer.carrier].num_admissible
-        qualities = {place: match.quality for place, match in matches.items()}
         for into, ways in (
             (result.scaled, matches),
             (result.unscaled, {place: match.unscaled for place, match in matches.items()}),
             (result.evened, {place: match.evened(within[place]) for place, match in matches.items()}),
         ):
             applied = {place: match.applied(means[place]) for place, match in ways.items()}
-            into[layer.carrier] = Candidates(applied, num_admissible, qualities)
+            # Outputs that are alike were matched once.
+            places = {
+                place: first.get(place, place) for place in (*first, *applied) if first.get(place, place) in applied
+            }
+            into[layer.carrier] = Candidates(
+                {place: applied[alike] for place, alike in places.items()},
+                num_admissible,
+                {place: matches[alike].quality for place, alike in places.items()},
+            )
     return result
 
 
+def _first_alike(outputs: Mapping[Place, np.ndarray]) -> dict[Place, Place]:
+    """Place -> the first one that puts out the same: a dropout layer does nothing at inference."""
+    first: dict[Place, Place] = {}
+    for place, each in outputs.items():
+        first[place] = next((other for other in first.values() if np.array_equal(outputs[other], each)), place)
+    return first
+
+
 def _together(outputs: Mapping[Place, np.ndarray], least_units: int) -> dict[Place, np.ndarray]:
-    """All outputs side by side, those that repeat another (a dropout layer's, at inference) once; nothing if they are too few or many."""
-    apart: list[np.ndarray] = []
-    for each in outputs.values():
-        if not any(np.array_equal(each, other) for other in apart):
-            apart.append(each)
-    fits = least_units <= sum(each.shape[1] for each in apart) <= _MOST_TOGETHER
-    return {_TOGETHER: np.concatenate(apart, axis=1)} if fits else {}
+    """Outputs side by side; nothing if they have too few units, or too many."""
+    fits = least_units <= sum(each.shape[1] for each in outputs.values()) <= _MOST_TOGETHER
+    return {_TOGETHER: np.concatenate(list(outputs.values()), axis=1)} if fits else {}
 
 
 def _finite(features: np.ndarray) -> np.ndarray:
