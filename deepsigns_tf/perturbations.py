@@ -55,6 +55,8 @@ def shake_weights(model: keras.Model, relative_std: float, seed: int) -> keras.M
     >>> model = keras.Sequential([keras.Input((10,)), keras.layers.Dense(10)])
     >>> bool((shake_weights(model, 0.1, seed=0).get_weights()[0] != model.get_weights()[0]).all())
     True
+
+    Source: Ours, as the simplest disturbance that prefers no weight.
     """
     if not relative_std >= 0.0:
         raise ValueError(

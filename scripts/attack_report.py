@@ -115,13 +115,15 @@ def _of(row: dict[str, Any], name: str, shown: Any) -> str:
 
 
 def attacks_picture(result: dict[str, Any], path: pathlib.Path) -> None:
-    """Draws what is left of the mark in the weights, and of the accuracy; nothing where no row has a reading.
+    """Draws what is left of the mark, in the weights or else in answers, and of the accuracy; nothing where no row has a reading.
 
     Args:
         result: As in `write_report`.
         path: Where the PNG goes.
     """
-    rows = [row for row in result["rows"] if "weights" in row]
+    # Where no layer is marked, what the triggers say.
+    mark = "weights" if "weights" in result["marked"] else "answers"
+    rows = [row for row in result["rows"] if mark in row]
     if not rows:
         return
     figure, (evidence, accuracy) = plt.subplots(
@@ -129,7 +131,7 @@ def attacks_picture(result: dict[str, Any], path: pathlib.Path) -> None:
     )
     places = range(len(rows))
     colors = [_COLORS[row["survived"]] for row in rows]
-    evidence.barh(places, [-row["weights"]["log10_p_value"] for row in rows], color=colors)
+    evidence.barh(places, [-row[mark]["log10_p_value"] for row in rows], color=colors)
     referred = [(place, row["referred"]) for place, row in zip(places, rows, strict=True) if "referred" in row]
     if referred:
         evidence.scatter(

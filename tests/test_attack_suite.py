@@ -770,6 +770,17 @@ def test_what_starts_from_a_failed_attack_has_failed(task_files, tmp_path, _here
     assert (tmp_path / "failed.png").exists()
 
 
+def test_answers_have_a_picture_of_their_own(tmp_path):
+    """Where no layer is marked; without any reading there is none."""
+    read = {"num_matches": 90, "num_asked": 100, "log10_p_value": -70.0, "marked": True}
+    row = {"attack": "half precision", "survived": "yes", "accuracy": 0.98, "answers": read}
+    result = {"marked": {"accuracy": 0.98, "answers": read}, "log10_alpha": -6.0, "rows": [row]}
+    attacks_picture(result, tmp_path / "answers.png")
+    assert (tmp_path / "answers.png").stat().st_size > 1000
+    attacks_picture(result | {"rows": [{"attack": "a", "survived": "failed", "refused": "b"}]}, tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
+
+
 def test_a_folder_that_was_just_begun_is_gone_on_with(task_files, tmp_path, _here, monkeypatch):
     def killed(path, value):
         records_write(path, value)

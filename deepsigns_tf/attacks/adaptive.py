@@ -55,6 +55,8 @@ def move_class_means(
     >>> x, y = np.random.rand(64, 4).astype("float32"), np.arange(64) % 2
     >>> move_class_means(model, x, y, seed=0, layers={"hidden": "mean"}, recipe=Recipe(epochs=1)).output_shape
     (None, 2)
+
+    Source: Ours. It turns the embedding of DeepSigns, section 3.1, against itself.
     """
     copy = copied(model, seed)
     names = [each.name for each in copy.layers]

@@ -261,6 +261,8 @@ def rename_layers(model: keras.Model, seed: int) -> keras.Model:
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, name="secret_layer"), keras.layers.Dense(2)])
     >>> [layer.name for layer in rename_layers(model, seed=0).layers if layer.name == "secret_layer"]
     []
+
+    Source: Ours. Whoever looks for a layer by its name finds none.
     """
     functional = as_functional(model)
     random = np.random.default_rng(seed)

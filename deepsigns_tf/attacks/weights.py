@@ -93,6 +93,8 @@ def round_to_float16(model: keras.Model) -> keras.Model:
     >>> kernel = round_to_float16(model).get_weights()[0]
     >>> bool((kernel == kernel.astype("float16")).all())
     True
+
+    Source: Ours; to IEEE 754 binary16, the mildest of quantizations.
     """
     return with_weights(model, [each.astype(np.float16).astype(each.dtype) for each in model.get_weights()])
 
