@@ -159,4 +159,4 @@ def _decorrelated(profiles: np.ndarray) -> np.ndarray:
     found = root @ profiles if wide else profiles @ root
     lengths = np.linalg.norm(found, axis=0)
     # A unit that never moves stays one.
-    return found / np.where(lengths > 0, lengths, 1.0)
+    return np.asarray(found / np.where(lengths > 0, lengths, 1.0))

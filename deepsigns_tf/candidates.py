@@ -4,13 +4,13 @@ Layers of a stolen model may have been renamed or reordered: every output of the
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import keras
 import numpy as np
 
-from deepsigns_tf.alignment import align
+from deepsigns_tf.alignment import Alignment, align
 from deepsigns_tf.owner_key import KeyInputs, OwnerKey
 from deepsigns_tf.readings import SignatureReader, SignatureReading
 from deepsigns_tf.responses import Place, Respondent, Responses, Role, means_of_classes, respondent
@@ -110,7 +110,6 @@ def matched_candidates(
     """
     suspect, known = respondent(model), respondent(reference)
     exact = {layer.carrier: (layer.num_units, layer.num_units) for layer in owner_key.layers}
-    narrowest = {name: int(_NARROWEST * width) for name, (width, _) in exact.items()}
     wide = {name: (1, _WIDEST * width) for name, (width, _) in exact.items()}
     of_suspect = _features(suspect, owner_key, wide)
     of_reference = _features(known, owner_key, exact)
@@ -123,38 +122,72 @@ def matched_candidates(
                 f"The reference has another architecture than the marked model. Expected a layer {layer.path!r} with {layer.num_units} "
                 f"features. Received: layers {known.layer_paths()}"
             )
-        profiles = _within_classes(expected.astype(np.float64), labels)
-        carrier, heard = owner_key.carrier(layer.carrier), of_suspect[layer.carrier]
-        plain = {place: each for place, each in heard.arrays.items() if each.shape[1] == layer.num_units}
-        means = {place: means_of_classes(each, labels, carrier.classes) for place, each in plain.items()}
-        result.plain[layer.carrier] = Candidates(means, heard.num_admissible)
+        classes, heard = owner_key.carrier(layer.carrier).classes, of_suspect[layer.carrier]
+        as_wide = {place: each for place, each in heard.arrays.items() if each.shape[1] == layer.num_units}
+        result.plain[layer.carrier] = Candidates(
+            {place: means_of_classes(each, labels, classes) for place, each in as_wide.items()}, heard.num_admissible
+        )
         first = _first_alike(heard.arrays)
-        least = max(narrowest[layer.carrier], carrier.bits_per_class + 1)
-        tried = {
-            place: each for place, each in heard.arrays.items() if each.shape[1] >= least and first[place] == place
+        distinct = {place: each for place, each in heard.arrays.items() if first[place] == place}
+        least = max(int(_NARROWEST * layer.num_units), owner_key.carrier(layer.carrier).bits_per_class + 1)
+        tried = {place: each for place, each in distinct.items() if each.shape[1] >= least} | _together(distinct, least)
+        profiles = _within_classes(expected.astype(np.float64), labels)
+        matches = {
+            place: _Match.of(profiles, _finite(each), labels, classes, decorrelated)
+            for place, each in tried.items()
+            if np.isfinite(each).all(axis=0).any()
         }
-        tried |= _together({place: each for place, each in heard.arrays.items() if first[place] == place}, least)
-        features = {place: _finite(each) for place, each in tried.items() if np.isfinite(each).all(axis=0).any()}
-        means = {place: means_of_classes(each, labels, carrier.classes) for place, each in features.items()}
-        within = {place: _within_classes(each, labels) for place, each in features.items()}
-        matches = {place: align(profiles, each, decorrelated=decorrelated) for place, each in within.items()}
+        # Outputs that are alike are matched once, and stand in all their places.
+        places = {place: first.get(place, place) for place in (*first, *matches)}
+        found = {place: matches[alike] for place, alike in places.items() if alike in matches}
         num_admissible = (heard.num_admissible + 1) * of_reference[layer.carrier].num_admissible
-        for into, ways in (
-            (result.scaled, matches),
-            (result.unscaled, {place: match.unscaled for place, match in matches.items()}),
-            (result.evened, {place: match.evened(within[place]) for place, match in matches.items()}),
+        qualities = {place: match.alignment.quality for place, match in found.items()}
+        for into, applied in (
+            (result.scaled, {place: match.scaled for place, match in found.items()}),
+            (result.unscaled, {place: match.unscaled for place, match in found.items()}),
+            (result.evened, {place: match.evened for place, match in found.items()}),
         ):
-            applied = {place: match.applied(means[place]) for place, match in ways.items()}
-            # Outputs that are alike were matched once.
-            places = {
-                place: first.get(place, place) for place in (*first, *applied) if first.get(place, place) in applied
-            }
-            into[layer.carrier] = Candidates(
-                {place: applied[alike] for place, alike in places.items()},
-                num_admissible,
-                {place: matches[alike].quality for place, alike in places.items()},
-            )
+            into[layer.carrier] = Candidates(applied, num_admissible, qualities)
     return result
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Match:
+    """An output whose units were matched with a reference's.
+
+    Args:
+        alignment: Which unit is which.
+        means: `(s, M')` class means of the output.
+        within: `(n, M')` its responses within classes.
+    """
+
+    alignment: Alignment
+    means: np.ndarray
+    within: np.ndarray
+
+    @classmethod
+    def of(
+        cls, profiles: np.ndarray, features: np.ndarray, labels: np.ndarray, classes: Sequence[int], decorrelated: bool
+    ) -> "_Match":
+        """Matches `(n, M')` features of a suspect with a reference's responses within classes."""
+        within = _within_classes(features, labels)
+        alignment = align(profiles, within, decorrelated=decorrelated)
+        return cls(alignment, means_of_classes(features, labels, classes), within)
+
+    @property
+    def scaled(self) -> np.ndarray:
+        """`(s, M)` class means in the reference's units and of its size; the others the same, of other sizes."""
+        return self.alignment.applied(self.means)
+
+    @property
+    def unscaled(self) -> np.ndarray:
+        """Of the suspect's own size."""
+        return self.alignment.unscaled.applied(self.means)
+
+    @property
+    def evened(self) -> np.ndarray:
+        """Of one spread."""
+        return self.alignment.evened(self.within).applied(self.means)
 
 
 def _first_alike(outputs: Mapping[Place, np.ndarray]) -> dict[Place, Place]:
