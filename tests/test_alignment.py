@@ -190,6 +190,39 @@ def test_layers_many_times_as_wide_are_matched(marked):
         assert [each.shape for each in found.evened["features"].means.values()] == [(8, 128)] * 2 * tried
 
 
+def test_a_divided_layer_is_found_among_all_outputs(marked):
+    """Into four of as many units as the carrier has bits, so that none could carry it alone."""
+    import deepsigns_tf as ds
+    from deepsigns_tf.attacks.division import divide_layers
+    from deepsigns_tf.recovery import read_aligned
+
+    reference, model, key, _ = marked
+    divided = divide_layers(model, seed=1, num_parts=4)
+    assert max(layer.units for layer in divided.layers if hasattr(layer, "units")) == 32
+    verdict = ds.verify(divided, key, commitment=key.commitment(), reference=reference)
+    assert verdict.marked and verdict.matched and verdict.bit_error_rate < 0.1
+    # No layer is admissible by itself.
+    assert verdict.readings[0].layer == "all layers together" and verdict.num_assignments == 0 + 2 * 1
+    assert read_aligned(divided, key, model).bit_error_rate == 0.0
+
+
+def test_a_unit_that_is_not_finite_hides_no_other(marked):
+    """Nobody listens to it."""
+    import keras
+
+    import deepsigns_tf as ds
+
+    reference, model, key, _ = marked
+    inputs = keras.Input((16,))
+    hidden, logits = keras.layers.Dense(129, "relu", name="hidden"), keras.layers.Dense(8, name="logits")
+    suspect = keras.Model(inputs, logits(hidden(inputs)[:, 1:]))
+    kernel, bias = model.get_layer("hidden").get_weights()
+    hidden.set_weights([np.c_[np.zeros(16), kernel], np.r_[np.inf, bias]])
+    logits.set_weights(model.get_layer("logits").get_weights())
+    verdict = ds.verify(suspect, key, commitment=key.commitment(), reference=reference)
+    assert verdict.marked and verdict.matched
+
+
 def test_a_suspect_is_run_once_however_it_is_read(marked):
     import deepsigns_tf as ds
     from deepsigns_tf.responses import LocalModel
