@@ -119,7 +119,8 @@ BARS = (
         r".*",
         {
             **dict.fromkeys(("mnist", "cnn"), (*_DISGUISES, _TUNED)),
-            **dict.fromkeys(("wrn", "lstm"), _DISGUISES),
+            "wrn": _DISGUISES,
+            "lstm": (*_DISGUISES, "units turned", "units turned, then 50 % pruned"),
         },
         part="referred",
         largest_rate=0.05,

@@ -225,7 +225,7 @@ _FUNCTIONS = {
     *("round_to_float16", "shake_weights", "shift_weights", "fine_prune", "shrink_and_tune", "smooth_labels"),
     *("corrupt_labels", "train_adversarially", "neural_cleanse", "permute_units", "rescale_units", "split_units"),
     *("clone_units", "add_idle_units", "add_cancelling_units", "fold_batch_norm", "rename_layers", "distill"),
-    *("move_class_means", "add_lookalike_units", "divide_layers"),
+    *("move_class_means", "add_lookalike_units", "divide_layers", "turn_units"),
 }
 
 
@@ -245,10 +245,14 @@ def test_attacks_that_train_change_a_copy(chosen, released, thief, blobs):
 
 def _check_attack(chosen, model, thief, blobs):
     before = model.get_weights()
-    if "BatchNorm folded" in (chosen.name, chosen.after):
-        with pytest.raises(ValueError, match="No BatchNorm can be folded"):
-            next(each for each in FULL if each.name == "BatchNorm folded").run(model, thief)
-        return
+    for name, told in (
+        ("BatchNorm folded", "No BatchNorm can be folded"),
+        ("units turned", "This model has no units that"),
+    ):
+        if name in (chosen.name, chosen.after):
+            with pytest.raises(ValueError, match=told):
+                next(each for each in FULL if each.name == name).run(model, thief)
+            return
     if "another layer" in chosen.name and chosen.after is None:
         with pytest.raises(ValueError, match="There is no other layer to mark"):
             chosen.run(model, thief)
@@ -376,10 +380,10 @@ def test_disguises_draw_apart(released, thief, monkeypatch):
 
     for name in ("permute_units", "rescale_units", "split_units", "clone_units", "add_idle_units"):
         monkeypatch.setattr(suites, name, noted)
-    for name in ("add_cancelling_units", "divide_layers", "rename_layers"):
+    for name in ("add_cancelling_units", "divide_layers", "turn_units", "rename_layers"):
         monkeypatch.setattr(suites, name, noted)
     suites._disguised(released[0], thief)
-    assert len(set(seeds)) == 8
+    assert len(set(seeds)) == 9
 
 
 def test_what_cannot_be_rescaled_or_divided_is_disguised_in_the_other_ways(thief):

@@ -17,6 +17,7 @@ from deepsigns_tf.attacks.same_function import (
     rename_layers,
     rescale_units,
     split_units,
+    turn_units,
 )
 from deepsigns_tf.attacks.units import unit_groups
 from models.cifar10_cnn import cifar10_cnn
@@ -125,6 +126,7 @@ def _assert_same(model, inputs, answers):
 ATTACKS = {
     "permuted": lambda model: permute_units(model, seed=3),
     "rescaled": lambda model: rescale_units(model, seed=3),
+    "turned": lambda model: turn_units(model, seed=3),
     "split": lambda model: split_units(model, seed=3, fraction=0.3),
     "cloned": lambda model: clone_units(model, seed=3, fraction=0.3),
     "idle": lambda model: add_idle_units(model, seed=3, fraction=0.3),
@@ -139,6 +141,12 @@ ATTACKS = {
 @pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
 def test_the_function_stays_the_same_and_the_weights_do_not(network, attack):
     model, inputs, answers = network
+    if attack is ATTACKS["turned"] and not any(group.odd for group in unit_groups(model)):
+        with pytest.raises(
+            ValueError, match=r"^This model has no units that can be changed in this way\. Expected .*\. Received: "
+        ):
+            attack(model)
+        return
     before = [value.copy() for value in model.get_weights()]
     attacked = attack(model)
     _assert_same(attacked, inputs, answers)
@@ -162,6 +170,8 @@ def test_the_function_stays_the_same_and_the_weights_do_not(network, attack):
     expected = {layer.name for layer in model.layers if layer.get_weights()}
     if attack is ATTACKS["rescaled"]:
         expected = {name for group in unit_groups(model) if group.scalable for name in group.layers}
+    if attack is ATTACKS["turned"]:
+        expected = {name.split("/")[0] for group in unit_groups(model) if group.odd for name in group.layers}
     assert expected <= changed
 
 
@@ -273,6 +283,16 @@ def test_units_that_are_added_belong_together():
     assert stream in groups and groups[stream].size == 16 and groups[stream].scalable
     assert ("block_1_1_conv_1",) in groups and not any("logits" in layers for layers in groups)
     assert [group.scalable for group in unit_groups(_branches())] == [True, False, True]
+    odd = {name for group in unit_groups(_recurrent()) if group.odd for name in group.layers}
+    assert odd == {"embedding", "sum/forward", "sum/backward", "both/forward", "both/backward", "simple", "gru"}
+    # A product of two units, the largest of several, and what is cut off at 0 do not change their sign with them.
+    inputs = keras.Input((6, 4))
+    halves = keras.layers.Bidirectional(keras.layers.LSTM(3, return_sequences=True), merge_mode="mul", name="halves")
+    x = keras.layers.Dense(5, "tanh", name="odd")(keras.layers.GlobalAveragePooling1D()(halves(inputs)))
+    x = keras.layers.Dense(4, "relu", name="cut")(x)
+    y = keras.layers.GlobalMaxPooling1D()(keras.layers.Conv1D(3, 2, name="largest")(inputs))
+    model = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Concatenate()([x, y])))
+    assert [group.layers for group in unit_groups(model) if group.odd] == [("odd",)]
     assert unit_groups(_branches())[0].layers == ("first", "second")
 
 

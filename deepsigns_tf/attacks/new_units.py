@@ -15,6 +15,9 @@ import numpy as np
 from deepsigns_tf.attacks.graphs import as_functional, rebuilt
 from deepsigns_tf.attacks.units import CONVOLUTIONS, Axis, Trace, UnitGroup
 
+# How many gates stand side by side in a recurrent layer's weights, and which of them makes what goes out; the others only let it pass.
+_GATES = {keras.layers.LSTM: (4, 2), keras.layers.GRU: (3, 2)}
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class NewUnits:
@@ -23,7 +26,8 @@ class NewUnits:
     Args:
         sources: `(m,)` integers: the old unit that each new one does what it did, or -1 - j for the j-th new one, whose
             weights are random.
-        scales: `(m,)` positive numbers that a unit's output is multiplied with; 1 by default.
+        scales: `(m,)` numbers that a unit's output is multiplied with, positive where the group is scalable, 1 or -1 where it is odd;
+            1 by default.
         shares: `(m,)` numbers that the weights which take a unit in are multiplied with; 1 by default. Where those of an old
             unit's successors, times their scales, sum to 1, and those of a new one's to 0, the network computes the same.
     """
@@ -50,7 +54,7 @@ def with_units(model: keras.Model, new_units: Mapping[UnitGroup, NewUnits], seed
         A functional model.
 
     Raises:
-        ValueError: As `unit_groups`; also if units are to be scaled that are not scalable.
+        ValueError: As `unit_groups`; also if units are to be scaled, or to change their sign, that cannot.
 
     Example:
 
@@ -63,10 +67,12 @@ def with_units(model: keras.Model, new_units: Mapping[UnitGroup, NewUnits], seed
     True
     """
     for group, units in new_units.items():
-        if units.scales is not None and not group.scalable:
+        if units.scales is None:
+            continue
+        if not (group.scalable or (np.abs(units.scales) == 1).all()) or not (group.odd or (units.scales > 0).all()):
             raise ValueError(
-                "These units cannot be rescaled. Expected a group with positively homogeneous functions. "
-                f"Received: scales for {group}"
+                "These units cannot be rescaled. Expected a group with positively homogeneous functions, or with odd ones for a change of "
+                f"signs. Received: scales for {group}"
             )
     functional = as_functional(model)
     before = Trace()
@@ -122,7 +128,7 @@ class _Weights:
         names = [weight.name for weight in layer.weights]
         if isinstance(layer, keras.layers.BatchNormalization):
             return self._normalized(dict(zip(names, values, strict=True)), node, layer.epsilon)
-        num_blocks = {keras.layers.LSTM: 4, keras.layers.GRU: 3}.get(type(layer), 1)
+        gates = _GATES.get(type(layer), (1, 0))
         result = []
         for name, value in zip(names, values, strict=True):
             if name in ("kernel", "embeddings", "recurrent_kernel", "bias"):
@@ -131,7 +137,7 @@ class _Weights:
                     value = self._taken_in(value, value.ndim - 2, axes, f"{maker} {name}")
                 if name == "recurrent_kernel":
                     value = self._taken_in(value, 0, self._own(maker, value.shape[0]), f"{maker} {name}")
-                value = self._made(value, maker, num_blocks, f"{maker} {name}")
+                value = self._made(value, maker, gates, f"{maker} {name}")
             result.append(value)
         return result
 
@@ -139,16 +145,17 @@ class _Weights:
         group = self._before.makers.index(maker)
         return [Axis.made(group, size), Axis.made(group, self._plans[maker].size if maker in self._plans else size)]
 
-    def _made(self, value: np.ndarray, maker: str, num_blocks: int, what: str) -> np.ndarray:
+    def _made(self, value: np.ndarray, maker: str, gates: tuple[int, int], what: str) -> np.ndarray:
         """Along the axis of the units that a layer makes; those of several gates stand side by side."""
         plan = self._plans.get(maker)
         if plan is None:
             return value
         scales = 1.0 if plan.scales is None else plan.scales
-        blocks = []
-        for number, block in enumerate(np.split(value, num_blocks, axis=-1)):
+        blocks, (num_gates, candidate) = [], gates
+        for number, block in enumerate(np.split(value, num_gates, axis=-1)):
             slots = np.full(plan.size, number)
-            blocks.append(scales * self._taken(block, -1, np.maximum(plan.sources, -1), plan.sources, slots, what))
+            taken = self._taken(block, -1, np.maximum(plan.sources, -1), plan.sources, slots, what)
+            blocks.append(scales * taken if number == candidate else taken)
         return np.asarray(np.concatenate(blocks, axis=-1), value.dtype)
 
     def _taken_in(self, value: np.ndarray, axis: int, axes: list[Axis], what: str) -> np.ndarray:

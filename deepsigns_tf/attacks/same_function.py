@@ -74,6 +74,38 @@ def rescale_units(model: keras.Model, seed: int) -> keras.Model:
     return with_units(model, plans)
 
 
+def turn_units(model: keras.Model, seed: int) -> keras.Model:
+    """Changes the sign of units, where the functions after them are odd, and of the weights that take them in.
+
+    Of an LSTM or GRU the sign of what its gates let pass.
+
+    Args:
+        model: The model; it is left as it is.
+        seed: Of the choice of units, one of two on average.
+
+    Returns:
+        A functional model that computes the same.
+
+    Raises:
+        ValueError: As `units.unit_groups`; also if no layer's units can change their sign.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, "tanh"), keras.layers.Dense(2)])
+    >>> x = np.ones((1, 4))
+    >>> bool(np.allclose(model(x), turn_units(model, seed=0)(x), atol=1e-5))
+    True
+
+    Source: Hecht-Nielsen, "On the algebraic structure of feedforward network weight spaces", 1990.
+    """
+    random = np.random.default_rng(seed)
+    plans = {}
+    for group in _groups(model, lambda group: group.odd):
+        signs = random.choice([-1.0, 1.0], group.size)
+        plans[group] = NewUnits(np.arange(group.size), signs, signs)
+    return with_units(model, plans)
+
+
 def split_units(model: keras.Model, seed: int, fraction: float = 0.1) -> keras.Model:
     """Replaces units by two that do the same, whose shares in what comes after differ.
 
@@ -283,8 +315,8 @@ def _groups(model: keras.Model, which: Callable[[UnitGroup], bool] = lambda grou
     found = [group for group in unit_groups(model) if which(group)]
     if not found:
         raise ValueError(
-            "This model has no units that can be changed in this way. Expected hidden layers, of the names asked for; for rescaling, with "
-            "ReLU or no activation. "
+            "This model has no units that can be changed in this way. Expected hidden layers, of the names asked for; for rescaling with "
+            "ReLU or no activation, for other signs with tanh or none. "
             f"Received: {model.name}"
         )
     return found

@@ -43,6 +43,7 @@ from deepsigns_tf.attacks.same_function import (
     rename_layers,
     rescale_units,
     split_units,
+    turn_units,
 )
 from deepsigns_tf.attacks.thief import Attack, Family, Thief, changed_by, drawn_by, trained_by
 from deepsigns_tf.attacks.units import WITH_KERNEL
@@ -205,6 +206,7 @@ def _same_function() -> list[Attack]:
     functions: dict[str, Callable[[keras.Model, Thief], keras.Model]] = {
         "units permuted": drawn_by(permute_units),
         "units rescaled": drawn_by(rescale_units),
+        "units turned": drawn_by(turn_units),
         "units split": drawn_by(split_units, fraction=0.2),
         "units cloned": drawn_by(clone_units, fraction=0.2),
         "idle units added": drawn_by(add_idle_units, fraction=0.2),
@@ -227,7 +229,7 @@ def _same_function() -> list[Attack]:
 
 
 def _disguised(model: keras.Model, thief: Thief) -> keras.Model:
-    # Most models have no BatchNorm to fold; a recurrent one may have nothing to rescale, or to divide.
+    # Most models have no BatchNorm to fold, and no units that may change their sign; a recurrent one may have nothing to rescale or divide.
     steps: tuple[tuple[Callable[[keras.Model, Thief], keras.Model], bool], ...] = (
         (changed_by(fold_batch_norm), False),
         (drawn_by(permute_units), True),
@@ -237,6 +239,7 @@ def _disguised(model: keras.Model, thief: Thief) -> keras.Model:
         (drawn_by(add_idle_units), True),
         (drawn_by(add_cancelling_units), True),
         (_divided, False),
+        (drawn_by(turn_units), False),
         (drawn_by(rename_layers), True),
     )
     # Units that two steps add must not be the same ones.

@@ -47,6 +47,18 @@ _KNOWN_WEIGHTS = {"kernel", "embeddings", "recurrent_kernel", "bias", "gamma", "
 _RECURRENT = (keras.layers.LSTM, keras.layers.GRU, keras.layers.SimpleRNN)
 # Positively homogeneous: f(s x) = s f(x) for s > 0.
 _HOMOGENEOUS = {"linear", "relu", "leaky_relu"}
+# Odd: f(-x) = -f(x).
+_ODD = {"linear", "softsign", "tanh"}
+# What passes on the largest of several values, which is not that of their opposites.
+_TAKING_THE_LARGEST = (
+    keras.layers.GlobalMaxPooling1D,
+    keras.layers.GlobalMaxPooling2D,
+    keras.layers.GlobalMaxPooling3D,
+    keras.layers.Maximum,
+    keras.layers.MaxPooling1D,
+    keras.layers.MaxPooling2D,
+    keras.layers.MaxPooling3D,
+)
 # Other functions of each unit by itself.
 _ELEMENTWISE = {
     *("elu", "exponential", "gelu", "hard_sigmoid", "hard_silu", "hard_tanh", "log_sigmoid", "mish", "relu6", "selu"),
@@ -62,11 +74,13 @@ class UnitGroup:
         layers: Names of the layers that make them, `name/forward` and `name/backward` for the halves of a `Bidirectional`.
         size: How many units each of these layers has.
         scalable: Whether every function between making and taking them in is positively homogeneous.
+        odd: Whether every such function is odd, so that a unit may change its sign.
     """
 
     layers: tuple[str, ...]
     size: int
     scalable: bool
+    odd: bool
 
 
 def unit_groups(model: keras.Model) -> list[UnitGroup]:
@@ -85,7 +99,7 @@ def unit_groups(model: keras.Model) -> list[UnitGroup]:
 
     >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, "relu", name="hidden"), keras.layers.Dense(2)])
     >>> unit_groups(model)
-    [UnitGroup(layers=('hidden',), size=8, scalable=True)]
+    [UnitGroup(layers=('hidden',), size=8, scalable=True, odd=False)]
     """
     trace = Trace()
     copy = rebuilt(as_functional(model), call=trace.call)
@@ -137,6 +151,7 @@ class Trace:
         self._sizes: list[int] = []
         self._parents: list[int] = []
         self._unscalable: set[int] = set()
+        self._not_odd: set[int] = set()
         self._untreated: dict[int, str] = {}
         # Tensors are kept, so that no other gets the identity of one that is gone.
         self._axes: dict[int, tuple[Any, Axis]] = {}
@@ -177,12 +192,13 @@ class Trace:
         for group, why in self._untreated.items():
             if roots[group] not in fixed:
                 raise ValueError(why)
-        unscalable = {self.root(group) for group in self._unscalable}
+        unscalable, not_odd = ({self.root(group) for group in each} for each in (self._unscalable, self._not_odd))
         return [
             UnitGroup(
                 tuple(name for name, other in zip(self.makers, roots, strict=True) if other == root),
                 self._sizes[root],
                 root not in unscalable,
+                root not in not_odd,
             )
             for root in dict.fromkeys(roots)
             if root not in fixed
@@ -204,7 +220,8 @@ class Trace:
             ]
             if layer.merge_mode == "concat":
                 return Axis.joined(halves)
-            return self._merged(layer, halves)
+            merged = self._merged(layer, halves)
+            return self._through(merged, homogeneous=False, odd=layer.merge_mode != "mul")
         raw = all((axis.groups < 0).all() for axis in axes)
         if raw and (not weights or kind in (keras.layers.BatchNormalization, keras.layers.Normalization)):
             # Nothing but the model's inputs came in, and nothing but they comes out.
@@ -214,11 +231,13 @@ class Trace:
         if kind is keras.layers.BatchNormalization:
             if layer.axis not in (-1, len(result.shape) - 1):
                 raise _cannot(layer, "it does not normalize the last axis")
-            return axes[0] if layer.scale else self._through(axes[0], homogeneous=False)
+            return axes[0] if layer.scale else self._through(axes[0], homogeneous=False, odd=True)
         if kind is keras.layers.Flatten:
             return axes[0].flattened(int(np.prod(tensors[0].shape[1:-1], dtype=np.int64)))
         if kind in (keras.layers.Activation, keras.layers.ReLU, keras.layers.LeakyReLU):
             return self._activated(layer, axes[0])
+        if kind in _TAKING_THE_LARGEST:
+            axes = [self._through(axis, homogeneous=True, odd=False) for axis in axes]
         if kind in _PASSING:
             return axes[0]
         if kind in _MERGING:
@@ -241,7 +260,9 @@ class Trace:
         return self._activated(layer, axis)
 
     def _made_recurrently(self, layer: Any, name: str, size: int) -> Axis:
-        return self._through(self._new(name, size), homogeneous=False)
+        cell = getattr(layer, name.rpartition("/")[2] + "_layer", layer)
+        function = getattr(cell.activation, "__name__", "")
+        return self._through(self._new(name, size), homogeneous=False, odd=function in _ODD)
 
     def _new(self, name: str, size: int) -> Axis:
         group = len(self.makers)
@@ -252,20 +273,21 @@ class Trace:
 
     def _activated(self, layer: Any, axis: Axis) -> Axis:
         if isinstance(layer, keras.layers.ReLU):
-            return self._through(axis, homogeneous=layer.max_value is None and not layer.threshold)
+            return self._through(axis, homogeneous=layer.max_value is None and not layer.threshold, odd=False)
         if isinstance(layer, keras.layers.LeakyReLU):
-            return axis
+            return self._through(axis, homogeneous=True, odd=False)
         function = layer.activation
         name = getattr(function, "__name__", type(function).__name__)
         if function is not keras.activations.get(name if name in _HOMOGENEOUS | _ELEMENTWISE else None):
             # Of a layer that the model puts out, it may be anything.
             for group in set(np.unique(axis.groups).tolist()) - {-1}:
                 self._untreated[int(group)] = str(_cannot(layer, f"its activation is {name}"))
-        return self._through(axis, homogeneous=name in _HOMOGENEOUS)
+        return self._through(axis, homogeneous=name in _HOMOGENEOUS, odd=name in _ODD)
 
-    def _through(self, axis: Axis, homogeneous: bool) -> Axis:
-        if not homogeneous:
-            self._unscalable |= set(np.unique(axis.groups).tolist()) - {-1}
+    def _through(self, axis: Axis, homogeneous: bool, odd: bool) -> Axis:
+        groups = set(np.unique(axis.groups).tolist()) - {-1}
+        self._unscalable |= set() if homogeneous else groups
+        self._not_odd |= set() if odd else groups
         return axis
 
     def _merged(self, layer: Any, axes: list[Axis]) -> Axis:
