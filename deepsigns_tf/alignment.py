@@ -124,7 +124,7 @@ def align(reference: np.ndarray, suspect: np.ndarray, *, decorrelated: bool = Fa
     profiles, moves = _profiles(reference)
     candidates, alive = _profiles(suspect)
     if decorrelated:
-        profiles, candidates = _decorrelated(profiles), _decorrelated(candidates)
+        profiles, candidates = decorrelate(profiles), decorrelate(candidates)
     correlations = np.full(reference.shape[1], np.nan)
     correlations[moves] = 0.0
     sources, scales = np.full(reference.shape[1], -1), np.ones(reference.shape[1])
@@ -151,8 +151,25 @@ def _profiles(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return centred / np.where(moves, lengths, 1.0), moves
 
 
-def _decorrelated(profiles: np.ndarray) -> np.ndarray:
-    """The uncorrelated columns that are nearest to the given ones, but for directions that are small in all of them; of length 1."""
+def decorrelate(profiles: np.ndarray) -> np.ndarray:
+    """What each unit does and the others of its layer do not: the uncorrelated columns that are nearest to the given ones.
+
+    Args:
+        profiles: `(n, M)` responses, each column of mean 0 and length 1, or 0 for a unit that never moves.
+
+    Returns:
+        `(n, M)`, columns of length 1; those of 0 stay. Directions in which all units together vary little are left as they are.
+
+    Example:
+
+    >>> profiles = np.linalg.qr(np.random.default_rng(0).normal(size=(9, 3)))[0]
+    >>> mixed = profiles @ [[1.0, 0.6, 0.0], [0.0, 0.8, 0.0], [0.0, 0.0, 1.0]]
+    >>> found = decorrelate(mixed)
+    >>> bool(abs(mixed[:, 0] @ mixed[:, 1]) > 0.5), bool(abs(found[:, 0] @ found[:, 1]) < 0.05)
+    (True, True)
+
+    Source: as `align`.
+    """
     wide = profiles.shape[1] > profiles.shape[0]
     squares, vectors = scipy.linalg.eigh(profiles @ profiles.T if wide else profiles.T @ profiles)
     root = (vectors / (np.sqrt(np.maximum(squares, 0.0)) + _SMALL)) @ vectors.T

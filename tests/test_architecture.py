@@ -29,7 +29,7 @@ ROWS = [
     {"attacks.__init__", "attacks.inputs", "attacks.graphs", "attacks.weights"},
     {"attacks.units", "attacks.recipes"},
     {"attacks.new_units", "attacks.thief"},
-    {"attacks.division", "attacks.same_function"},
+    {"attacks.division", "attacks.hiding", "attacks.same_function"},
     {"attacks.adaptive", "attacks.adversarial", "attacks.extraction", "attacks.fine_tuning", "attacks.overwriting"},
     {"attacks.informed", "attacks.outcomes"},
     {"attacks.suite"},

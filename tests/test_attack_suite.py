@@ -196,6 +196,7 @@ def test_names_say_what_is_asked_for(thief, released, monkeypatch):
         "class means moved by 8": ("move_class_means", "distance", 8.0),
         "overwritten with twice the bits, 10 x": ("overwrite", "strength", 20.0),
         "units among look-alikes, 8 of each": ("add_lookalike_units", "pairs_per_unit", 4),
+        "units among decoys, 14 of each": ("add_decoy_units", "pairs_per_unit", 7),
         "marked layers drawn anew": ("fine_tune", "new_layers", ("hidden",)),
         "marked layers drawn anew at a falling rate": ("fine_tune", "new_layers", ("hidden",)),
         "marked layers and the next ones drawn anew": ("fine_tune", "new_layers", ("hidden", "logits")),
@@ -225,7 +226,7 @@ _FUNCTIONS = {
     *("round_to_float16", "shake_weights", "shift_weights", "fine_prune", "shrink_and_tune", "smooth_labels"),
     *("corrupt_labels", "train_adversarially", "neural_cleanse", "permute_units", "rescale_units", "split_units"),
     *("clone_units", "add_idle_units", "add_cancelling_units", "fold_batch_norm", "rename_layers", "distill"),
-    *("move_class_means", "add_lookalike_units", "divide_layers", "turn_units"),
+    *("move_class_means", "add_lookalike_units", "divide_layers", "turn_units", "add_decoy_units"),
 }
 
 

@@ -4,9 +4,10 @@ import keras
 import numpy as np
 import pytest
 
-from deepsigns_tf.attacks.adaptive import add_lookalike_units
+from deepsigns_tf.alignment import decorrelate
 from deepsigns_tf.attacks.division import divide_layers
 from deepsigns_tf.attacks.graphs import as_functional, in_float32
+from deepsigns_tf.attacks.hiding import add_decoy_units, add_lookalike_units
 from deepsigns_tf.attacks.new_units import NewUnits, with_units
 from deepsigns_tf.attacks.same_function import (
     add_cancelling_units,
@@ -540,6 +541,42 @@ def test_a_lookalike_varies_as_its_unit_does_and_means_something_else():
     assert np.mean(blind) < np.mean([np.corrcoef(within[0][:, u], within[1][:, u])[0, 1] for u in range(6)])
 
 
+def test_a_decoy_does_what_a_unit_alone_does_and_means_something_else():
+    keras.utils.set_random_seed(0)
+    x, y = _clusters()
+    x = x.reshape(240, -1)
+    inputs = keras.Input((192,))
+    model = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Dense(6, "relu", name="hidden")(inputs)))
+    wider = add_decoy_units(model, x, y, 1, ["hidden"], pairs_per_unit=2, distance=3.0)
+    np.testing.assert_allclose(wider(x), model(x), atol=1e-4)
+    outputs = np.asarray(_outputs_of(wider, "hidden", x), np.float64)
+    units, pairs = outputs[:, :6], outputs[:, 6:].reshape(240, 6, 2, 2)
+    np.testing.assert_array_equal(pairs[..., 0], pairs[..., 1])
+    assert (pairs > 0).all() and not np.array_equal(pairs[:, :, 0], pairs[:, :, 1])
+    within = units - _means(units, y)[y]
+    alone = decorrelate(within / np.linalg.norm(within, axis=0))
+    for unit in range(6):
+        for decoy in pairs[:, unit, :, 0].T:
+            own = decoy - _means(decoy, y)[y]
+            # More like what the unit does alone than any other is, and further apart between classes than within.
+            similar = [abs(np.corrcoef(own, alone[:, other])[0, 1]) for other in range(6)]
+            assert np.argmax(similar) == unit and similar[unit] > 0.7
+            # Three times as far, and what the fitted weights put between them.
+            assert _means(decoy, y).std() > 2.0 * own.std()
+
+
+def test_decoys_of_layers_without_a_bias_or_with_others_added_are_refused():
+    x, y = _clusters()
+    for layer in ("first", "third"):
+        model = _branches()
+        if layer == "third":
+            config = model.get_config()
+            next(each for each in config["layers"] if each["name"] == layer)["config"]["use_bias"] = False
+            model = keras.Model.from_config(config)
+        with pytest.raises(ValueError, match=r"^These layers' units cannot get decoys\. Expected .*\. Received: "):
+            add_decoy_units(model, x, y, 0, [layer])
+
+
 def test_of_layers_whose_outputs_are_added_the_last_one_steps_aside_after_those_before_it():
     """Else what it takes in would change after it was measured."""
     keras.utils.set_random_seed(0)
@@ -558,7 +595,7 @@ def test_of_layers_whose_outputs_are_added_the_last_one_steps_aside_after_those_
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"layers": ["norm"]}, "units cannot get look-alikes. Expected names of Dense layers and convolutions"),
+        ({"layers": ["norm"]}, "units cannot be hidden. Expected names of Dense layers and convolutions"),
         ({"layers": ["none"]}, r"Received: layers=\['none'\]"),
         ({"layers": []}, r"Received: layers=\[\]"),
         ({"layers": ["hidden", "put_out"]}, r"What a model puts out .* Received: \['put_out'\] among"),

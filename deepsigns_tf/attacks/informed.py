@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 import keras
 
 from deepsigns_tf.activations import num_features
-from deepsigns_tf.attacks.adaptive import add_lookalike_units, move_class_means
+from deepsigns_tf.attacks.adaptive import move_class_means
 from deepsigns_tf.attacks.fine_tuning import fine_tune
 from deepsigns_tf.attacks.graphs import Graph, as_functional
+from deepsigns_tf.attacks.hiding import add_decoy_units, add_lookalike_units
 from deepsigns_tf.attacks.overwriting import overwrite
 from deepsigns_tf.attacks.recipes import head
 from deepsigns_tf.attacks.thief import Attack, Thief, thiefs_key
@@ -160,10 +161,10 @@ def adaptive_attacks() -> list[Attack]:
         "marked layers and the next ones drawn anew": functools.partial(renewed, and_next=True),
     }
 
-    def among_lookalikes(model: keras.Model, thief: Thief, pairs: int) -> keras.Model:
+    def hidden(model: keras.Model, thief: Thief, pairs: int, hide: Callable[..., keras.Model]) -> keras.Model:
         kinds = {layer.name: type(layer) for layer in as_functional(model).layers}
         with_kernel = [name for name in makers_of_marks(model, thief) if kinds.get(name) in WITH_KERNEL]
-        return add_lookalike_units(model, thief.x, thief.y, thief.seed, with_kernel, pairs)
+        return hide(model, thief.x, thief.y, thief.seed, with_kernel, pairs)
 
     # A rate that falls regains accuracy that a constant one leaves behind.
     runs = {
@@ -173,8 +174,11 @@ def adaptive_attacks() -> list[Attack]:
     }
     attacks = [Attack(name, "adaptive", run, trains=True) for name, run in runs.items()]
     for pairs in (1, 4):
-        run = functools.partial(among_lookalikes, pairs=pairs)
+        run = functools.partial(hidden, pairs=pairs, hide=add_lookalike_units)
         attacks.append(Attack(f"units among look-alikes, {2 * pairs} of each", "adaptive", run))
+    for pairs in (1, 7):
+        run = functools.partial(hidden, pairs=pairs, hide=add_decoy_units)
+        attacks.append(Attack(f"units among decoys, {2 * pairs} of each", "adaptive", run))
     return attacks
 
 
