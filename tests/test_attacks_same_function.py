@@ -543,26 +543,28 @@ def test_a_lookalike_varies_as_its_unit_does_and_means_something_else():
 
 def test_a_decoy_does_what_a_unit_alone_does_and_means_something_else():
     keras.utils.set_random_seed(0)
-    x, y = _clusters()
-    x = x.reshape(240, -1)
+    random, y = np.random.default_rng(0), np.arange(240) % 3
+    x = (2.0 * random.normal(size=(3, 192))[y] + random.normal(size=(240, 192))).astype("float32")
     inputs = keras.Input((192,))
     model = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Dense(6, "relu", name="hidden")(inputs)))
-    wider = add_decoy_units(model, x, y, 1, ["hidden"], pairs_per_unit=2, distance=3.0)
-    np.testing.assert_allclose(wider(x), model(x), atol=1e-4)
-    outputs = np.asarray(_outputs_of(wider, "hidden", x), np.float64)
-    units, pairs = outputs[:, :6], outputs[:, 6:].reshape(240, 6, 2, 2)
-    np.testing.assert_array_equal(pairs[..., 0], pairs[..., 1])
-    assert (pairs > 0).all() and not np.array_equal(pairs[:, :, 0], pairs[:, :, 1])
-    within = units - _means(units, y)[y]
-    alone = decorrelate(within / np.linalg.norm(within, axis=0))
-    for unit in range(6):
-        for decoy in pairs[:, unit, :, 0].T:
-            own = decoy - _means(decoy, y)[y]
-            # More like what the unit does alone than any other is, and further apart between classes than within.
-            similar = [abs(np.corrcoef(own, alone[:, other])[0, 1]) for other in range(6)]
-            assert np.argmax(similar) == unit and similar[unit] > 0.7
-            # Three times as far, and what the fitted weights put between them.
-            assert _means(decoy, y).std() > 2.0 * own.std()
+    apart = []
+    for distance in (0.01, 3.0):
+        wider = add_decoy_units(model, x, y, 1, ["hidden"], pairs_per_unit=2, distance=distance)
+        np.testing.assert_allclose(wider(x), model(x), atol=1e-4)
+        outputs = np.asarray(_outputs_of(wider, "hidden", x), np.float64)
+        units, pairs = outputs[:, :6], outputs[:, 6:].reshape(240, 6, 2, 2)
+        np.testing.assert_array_equal(pairs[..., 0], pairs[..., 1])
+        assert (pairs > 0).all() and not np.array_equal(pairs[:, :, 0], pairs[:, :, 1])
+        within = units - _means(units, y)[y]
+        alone = decorrelate(within / np.linalg.norm(within, axis=0))
+        decoys = [(unit, decoy) for unit in range(6) for decoy in pairs[:, unit, :, 0].T]
+        own = [decoy - _means(decoy, y)[y] for _, decoy in decoys]
+        # More like what their unit does alone than like what any other does.
+        similar = np.array([[abs(np.corrcoef(each, alone[:, unit])[0, 1]) for unit in range(6)] for each in own])
+        assert (similar.argmax(axis=1) == [unit for unit, _ in decoys]).all() and similar.max(axis=1).min() > 0.7
+        apart.append(np.array([_means(decoy, y) / each.std() for (_, decoy), each in zip(decoys, own, strict=True)]))
+    # The step moves class means by three times as much as a decoy varies within them.
+    assert np.median((apart[1] - apart[0]).std(axis=1)) == pytest.approx(3.0, rel=0.2)
 
 
 def test_decoys_of_layers_without_a_bias_or_with_others_added_are_refused():

@@ -315,8 +315,8 @@ def _groups(model: keras.Model, which: Callable[[UnitGroup], bool] = lambda grou
     found = [group for group in unit_groups(model) if which(group)]
     if not found:
         raise ValueError(
-            "This model has no units that can be changed in this way. Expected hidden layers, of the names asked for; for rescaling with "
-            "ReLU or no activation, for other signs with tanh or none. "
+            "This model has no units that can be changed in this way. Expected hidden layers, of the names asked for; for rescaling, with "
+            "ReLU or no activation; for other signs, with tanh or none. "
             f"Received: {model.name}"
         )
     return found
