@@ -33,7 +33,7 @@ NETWORK = Network(
         "suite": Study(
             range(1),
             (FOR_SUITES | {"epochs": 10, "unmarked_epochs": 3},),
-            suites=(ONE_OF_EACH | {"fine_tuning_epochs": "20"},),
+            suites=(ONE_OF_EACH,),
         ),
         "triggers": triggers(range(1), dataclasses.replace(OF_TRIGGERS, overwrites=True)),
         # A third of the training, and a thief who trains as long: what two hours of a core can say about overwriting.

@@ -9,6 +9,15 @@ import numpy as np
 from deepsigns_tf.attacks.graphs import as_functional, rebuilt
 from deepsigns_tf.attacks.units import WITH_KERNEL, Axis, Trace, UnitGroup, unit_groups
 
+# All others change or pass on one unit at a time, or have one kernel.
+_OF_MANY_UNITS = (
+    keras.layers.Bidirectional,
+    keras.layers.Concatenate,
+    keras.layers.GRU,
+    keras.layers.LSTM,
+    keras.layers.SimpleRNN,
+)
+
 
 def divide_layers(
     model: keras.Model, seed: int, num_parts: int = 4, layers: Collection[str] | None = None
@@ -67,7 +76,7 @@ def divide_layers(
     random = np.random.default_rng(seed)
     dealt = {maker: units for group in groups for maker, units in _dealt(group, num_parts, random).items()}
     division = _Division(trace, dealt)
-    divided = rebuilt(functional, division.copied, division.call)
+    divided = rebuilt(functional, call=division.call)
     for layer in functional.layers:
         for name, values in division.weights_of(layer).items():
             divided.get_layer(name).set_weights(values)
@@ -89,10 +98,7 @@ def _can_be_divided(group: UnitGroup, trace: Trace, kinds: dict[str, Any]) -> bo
         inside = [np.isin(axis.groups, list(numbers)) for axis in axes]
         if any(each.any() for each in inside):
             alone = all(each.all() for each in inside)
-            # Such layers change or pass on one unit at a time, as the trace has checked.
-            if not alone or kinds.get(name) in (keras.layers.Concatenate, keras.layers.Bidirectional):
-                return False
-            if kinds.get(name) in (keras.layers.LSTM, keras.layers.GRU, keras.layers.SimpleRNN):
+            if not alone or kinds.get(name) in _OF_MANY_UNITS:
                 return False
     return True
 
@@ -105,10 +111,6 @@ class _Division:
         self._dealt = dealt
         # Tensors are kept, so that no other gets the identity of one that is gone.
         self._parts: dict[int, tuple[Any, list[Any]]] = {}
-
-    def copied(self, layer: Any) -> Any:
-        """A layer as it is; its parts are made when it is called."""
-        return type(layer).from_config(layer.get_config())
 
     def call(self, layer: Any, *args: Any, **kwargs: Any) -> Any:
         """Calls a layer, or its parts with the parts of what it takes in."""

@@ -12,6 +12,7 @@ from deepsigns_tf.alignment import decorrelate
 from deepsigns_tf.attacks.graphs import as_functional
 from deepsigns_tf.attacks.new_units import NewUnits, with_units
 from deepsigns_tf.attacks.units import WITH_KERNEL, UnitGroup, unit_groups
+from deepsigns_tf.responses import means_of_classes
 
 _MOST_LOOKED_AT = 2_000
 # As many as a layer of a thousand units can be fitted by.
@@ -212,15 +213,19 @@ def _averaged(model: keras.Model, x: np.ndarray) -> np.ndarray:
 def _without_means(features: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Features less their class means, and these."""
     labels, members = np.unique(y, return_inverse=True)
-    means = np.stack([features[y == label].mean(axis=0) for label in labels])
+    means = means_of_classes(features, y, labels.tolist())
     return features - means[members], means
+
+
+def _middle(kernel: np.ndarray) -> tuple[int, ...]:
+    """Of a convolution the tap that sees a pixel as all others do; of a Dense layer the whole kernel."""
+    return tuple(size // 2 for size in kernel.shape[:-2])
 
 
 def _step_aside(maker: Any, num_units: int, taken_in: _TakenIn, distance: float, random: np.random.Generator) -> None:
     """Moves the weights of a layer's look-alikes."""
     kernel, *bias = maker.get_weights()
-    # Of a convolution the tap in the middle: it sees a pixel as all others do.
-    middle = tuple(size // 2 for size in kernel.shape[:-2])
+    middle = _middle(kernel)
     columns = kernel[middle].astype(np.float64)
     wanted = distance * (taken_in.apart.T @ columns[:, num_units::2]).std(axis=0)
     columns[:, num_units:] += np.repeat(taken_in.steps(len(wanted), wanted, random), 2, axis=1)
@@ -250,9 +255,7 @@ def _fit_decoys(
     # As large as units are, so that no rounding gives them away or spoils the sums.
     columns *= np.median(responses.std(axis=0)) / np.maximum((taken_in.features @ columns).std(axis=0), _TINY)
     kernel[..., num_units:] = 0.0
-    kernel[(*(size // 2 for size in kernel.shape[:-2]), slice(None), slice(num_units, None))] = np.repeat(
-        columns, 2, axis=1
-    )
+    kernel[_middle(kernel)][:, num_units:] = np.repeat(columns, 2, axis=1)
     lowest = (taken_in.features @ columns).min(axis=0)
     bias[num_units:] = np.repeat(1.5 * np.maximum(-lowest, 0.0), 2)
     maker.set_weights([kernel, bias])
